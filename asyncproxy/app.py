@@ -1,0 +1,160 @@
+"""The composition root: the parts are made, joined, and opened and closed around one yield."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any, Final
+
+from aiohttp import web
+
+from asyncproxy.admin import Admin
+from asyncproxy.api import Api, Lifetimes
+from asyncproxy.config import Config, UpstreamConfig
+from asyncproxy.credentials import KeyRing
+from asyncproxy.dispatcher import Dispatcher, Policy
+from asyncproxy.endpoints import ENDPOINTS
+from asyncproxy.intake import Intake, expect_nothing
+from asyncproxy.logs import LogObserver
+from asyncproxy.passthrough import PassThrough
+from asyncproxy.routing import ModelRoutes
+from asyncproxy.stores.base import Limits, Store
+from asyncproxy.stores.memory import MemoryStore
+from asyncproxy.upstream import Upstream, UpstreamOptions
+
+__all__ = ["PROXY", "Proxy", "build_app", "setup"]
+
+# Larger heads than this are refused, in bytes per line and in lines.
+_MAX_LINE: Final = 32 * 1024
+_MAX_HEADERS: Final = 256
+
+_READ_BUFFER: Final = 64 * 1024
+
+# A load balancer that keeps idle connections for as long as `client_timeout` must be the one who
+# closes them: were it us, it would answer 502 to a request that crosses our close on the wire.
+_KEEPALIVE_FACTOR: Final = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The parts of a running proxy."""
+
+    config: Config
+    store: Store
+    upstreams: dict[str, Upstream]
+    dispatcher: Dispatcher
+    api: Api
+    admin: Admin
+    pass_through: PassThrough
+
+    async def running(self, app: web.Application) -> AsyncIterator[None]:
+        """The cleanup context of an application: opens the parts, and closes them in reverse."""
+        async with AsyncExitStack() as stack:
+            for upstream in self.upstreams.values():
+                await stack.enter_async_context(upstream.connected())
+            await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
+            yield
+
+
+PROXY: Final = web.AppKey("asyncproxy", Proxy)
+
+
+def build_app(config: Config) -> web.Application:
+    """The whole proxy: an application, :func:`setup`, and the pass-through as the last route."""
+    app = web.Application(handler_args=_server_options(config))
+    setup(app, config)
+    app.router.add_route(
+        "*", "/{path:.*}", app[PROXY].pass_through.handle, expect_handler=expect_nothing
+    )
+    return app
+
+
+def setup(app: web.Application, config: Config) -> None:
+    """Add the async paths and ``/-/`` to an application.
+
+    Adds routes and one cleanup context, keeps everything under the :data:`PROXY` key, and touches
+    nothing else: no middleware, so the host's routes are as they were, and the host's own
+    middlewares and signals see ours as any other.
+    """
+    proxy = _compose(config)
+    app[PROXY] = proxy
+    proxy.api.add_routes(app.router, [ENDPOINTS[name] for name in config.jobs.endpoints])
+    proxy.admin.add_routes(app.router)
+    app.cleanup_ctx.append(proxy.running)
+
+
+def _compose(config: Config) -> Proxy:
+    jobs = config.jobs
+    store = MemoryStore(
+        [upstream.name for upstream in config.upstreams],
+        Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
+    )
+    upstreams = {
+        upstream.name: Upstream(_upstream_options(upstream, jobs.max_result_bytes))
+        for upstream in config.upstreams
+    }
+    observer = LogObserver()
+    dispatcher = Dispatcher(
+        store,
+        [(upstreams[upstream.name], _policy(upstream)) for upstream in config.upstreams],
+        deadline_s=jobs.deadline,
+        observer=observer,
+    )
+    # A body that fills all that waiting requests may take is as much as can ever be accepted.
+    largest = min(jobs.max_request_bytes, config.store.max_bytes // 2)
+    intake = Intake(
+        max_bytes=largest,
+        max_total_bytes=config.store.max_bytes // 2,
+        timeout_s=config.client_timeout,
+    )
+    routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
+    keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_key)
+    api = Api(
+        store=store,
+        dispatcher=dispatcher,
+        intake=intake,
+        routes=routes,
+        keys=keys,
+        lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1),
+    )
+    pass_through = PassThrough(
+        upstreams=upstreams, routes=routes, intake=intake, keys=keys, observer=observer
+    )
+    return Proxy(config, store, upstreams, dispatcher, api, Admin(dispatcher), pass_through)
+
+
+def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> UpstreamOptions:
+    return UpstreamOptions(
+        name=config.name,
+        base_url=config.base_url,
+        headers=[(name, secret.get_secret_value()) for name, secret in config.headers.items()],
+        connect_s=config.timeout.connect,
+        total_s=config.timeout.total,
+        max_result_bytes=max_result_bytes,
+        ca_file=config.ca_file,
+        insecure_skip_verify=config.insecure_skip_verify,
+    )
+
+
+def _policy(config: UpstreamConfig) -> Policy:
+    return Policy(
+        concurrency=config.concurrency,
+        attempts=config.retry.attempts,
+        backoff_s=config.retry.backoff,
+        max_backoff_s=config.retry.max_backoff,
+    )
+
+
+def _server_options(config: Config) -> dict[str, Any]:
+    """How aiohttp's server has to treat connections, whichever runner it is started by."""
+    return {
+        "access_log": None,  # ours has one line per job and per request passed on
+        "auto_decompress": False,  # a compressed body goes through as it is
+        "handler_cancellation": True,  # a client that leaves takes its upstream call with it
+        "keepalive_timeout": config.client_timeout * _KEEPALIVE_FACTOR,
+        "max_line_size": _MAX_LINE,
+        "max_field_size": _MAX_LINE,
+        "max_headers": _MAX_HEADERS,
+        "read_bufsize": _READ_BUFFER,
+    }

@@ -1,0 +1,194 @@
+"""The command line: arguments, signals, exit codes. 0 stopped, 1 cannot start, 2 wrong use."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from typing import Any
+
+from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.config import Config, dump_config, load_config
+from asyncproxy.errors import ConfigError, StartupError
+from asyncproxy.logs import logging_to_stderr
+from asyncproxy.server import listening
+from asyncproxy.version import __version__
+
+__all__ = ["main"]
+
+logger = logging.getLogger("asyncproxy")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the return value is the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except ConfigError as error:
+        for problem in error.problems:
+            print(f"asyncproxy: {problem}", file=sys.stderr)
+        return 2
+    except StartupError as error:
+        print(f"asyncproxy: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="asyncproxy",
+        description="An async job API in front of any OpenAI-compatible gateway.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"asyncproxy {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the proxy", allow_abbrev=False)
+    source = serve.add_mutually_exclusive_group(required=True)
+    source.add_argument("--config", metavar="FILE", help="the YAML configuration")
+    source.add_argument("--upstream", metavar="URL", help="the gateway, where no file is needed")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="over the configuration's `listen`")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser(
+        "check", help="validate a configuration and print it in full", allow_abbrev=False
+    )
+    check.add_argument("--config", metavar="FILE", required=True, help="the YAML configuration")
+    check.set_defaults(run=_check)
+
+    demo = commands.add_parser(
+        "demo", help="a local embedding model behind the proxy", allow_abbrev=False
+    )
+    demo.add_argument("--listen", metavar="HOST:PORT", default="127.0.0.1:8080")
+    demo.add_argument(
+        "--delay", metavar="SECONDS", type=_seconds, default=0.0, help="make the model slow"
+    )
+    demo.set_defaults(run=_demo)
+    return parser
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 3600:
+        raise argparse.ArgumentTypeError("between 0 and 3600 seconds")
+    return value
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    if arguments.config is not None:
+        config = load_config(arguments.config)
+    else:
+        config = load_config({"upstreams": [{"base_url": arguments.upstream}]}, environ={})
+    if arguments.listen is not None:
+        config = _listening_on(config, arguments.listen)
+    with logging_to_stderr(config.log.level, config.log.format):
+        return _run(lambda: serve(config))
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    print(dump_config(load_config(arguments.config)), end="")
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    # Loads numpy and a model: only for those who ask for it.
+    from asyncproxy import demo
+
+    config = _listening_on(load_config({"upstreams": [{"base_url": "http://demo"}]}), arguments.listen)
+    with logging_to_stderr("info", "text"):
+        return _run(lambda: demo.run(config, arguments.delay, serve))
+
+
+def _listening_on(config: Config, listen: str) -> Config:
+    try:
+        return Config.model_validate({**dict(config), "listen": listen})
+    except ValueError:
+        raise ConfigError([f"--listen: found {listen!r}; right would be host:port"]) from None
+
+
+def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(main())
+    return 0
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:  # there is none for this platform
+        return None
+    return uvloop.new_event_loop
+
+
+async def serve(config: Config, *, announce: Callable[[str], None] | None = None) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout."""
+    _allow_many_connections()
+    app = build_app(config)
+    stop, now = _stop_signals()
+    async with listening(app, *config.address) as url:
+        if announce is None:
+            names = ", ".join(upstream.name for upstream in config.upstreams)
+            print(f"asyncproxy {__version__} listens on {url}, in front of {names}", flush=True)
+        else:
+            announce(url)
+        await stop.wait()
+        await _drain(app[PROXY], now)
+
+
+async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
+    """Invariant 8: no new jobs, and the grace for what is under way. A second signal cuts it short.
+
+    We go on listening meanwhile, so that clients can still fetch what becomes ready.
+    """
+    usage = proxy.store.usage()
+    grace_s = proxy.config.shutdown_grace
+    logger.info("shutting down: %d live jobs, up to %g s for those in flight", usage.live, grace_s)
+    parts = (proxy.dispatcher, proxy.pass_through)
+    draining = [asyncio.create_task(part.drain(grace_s)) for part in parts]
+    hurrying = asyncio.create_task(_cancel_when(now, draining))
+    await asyncio.wait(draining)
+    hurrying.cancel()
+    await asyncio.gather(hurrying, return_exceptions=True)
+    await proxy.dispatcher.drain(0)
+    usage = proxy.store.usage()
+    if usage.live or usage.results:
+        logger.warning(
+            "the memory store ends with the process: %d unfinished jobs and %d results are lost",
+            usage.live,
+            usage.results,
+        )
+
+
+async def _cancel_when(event: asyncio.Event, tasks: Iterable[asyncio.Task[None]]) -> None:
+    await event.wait()
+    for task in tasks:
+        task.cancel()
+
+
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events for the first and the second SIGTERM or SIGINT."""
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (now if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop, now
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what the system allows: each client is one."""
+    try:
+        import resource
+    except ImportError:  # not on this platform
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else 1_048_576
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,433 @@
+"""The YAML, typed: the operator's contract. Only ``app`` and ``cli`` know this module.
+
+Everything wrong is reported at once, each with the path of its key, what was found and what would
+be right. Secrets are masked wherever a configuration is shown.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import yaml
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SecretStr,
+    ValidationError,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from asyncproxy.endpoints import ENDPOINTS
+from asyncproxy.errors import ConfigError
+
+__all__ = ["Config", "dump_config", "json_schema", "load_config"]
+
+_DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE_UNITS: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
+_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+
+def _duration(value: object) -> object:
+    if isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
+        factor = _DURATION_UNITS.get(match[2] or "s")
+        if factor is not None:
+            return float(match[1]) * factor
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError("a duration like 500ms, 5s, 10m, 1h or 7d, or a number of seconds")
+    return value
+
+
+def _size(value: object) -> object:
+    if isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
+        factor = _SIZE_UNITS.get(match[2] or "B")
+        if factor is not None:
+            return int(float(match[1]) * factor)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ValueError("a size like 64KiB, 32MiB or 1GiB, or a number of bytes")
+    return value
+
+
+def _show_duration(seconds: float) -> str:
+    for unit in ("d", "h", "m", "s"):
+        if seconds and seconds % _DURATION_UNITS[unit] == 0:
+            return f"{seconds / _DURATION_UNITS[unit]:g}{unit}"
+    return f"{seconds * 1000:g}ms"
+
+
+def _show_size(size: int) -> str:
+    for unit in ("GiB", "MiB", "KiB"):
+        if size % _SIZE_UNITS[unit] == 0:
+            return f"{size // _SIZE_UNITS[unit]}{unit}"
+    return str(size)
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, allow_inf_nan=False),
+    PlainSerializer(_show_duration),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$"},
+                {"type": "number"},
+            ]
+        }
+    ),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    Field(gt=0),
+    PlainSerializer(_show_size),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "string", "pattern": r"^\d+(\.\d+)?(B|KiB|MiB|GiB|TiB)?$"},
+                {"type": "integer"},
+            ]
+        }
+    ),
+]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class TimeoutConfig(_Section):
+    connect: Duration = 5.0
+    """To connect to the upstream, TLS included."""
+    total: Duration = 600.0
+    """For one attempt of a job; for a pass-through request, the longest silence between bytes."""
+
+
+class RetryConfig(_Section):
+    attempts: Count = 3
+    """Calls per job at the most, the first included."""
+    backoff: Duration = 0.5
+    """The upper bound of the first wait; it doubles with each attempt."""
+    max_backoff: Duration = 30.0
+    """The upper bound of any wait that the upstream has not asked for."""
+
+
+class UpstreamConfig(_Section):
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] = "gateway"
+    """Shows up in logs, metrics and errors."""
+    base_url: str
+    """With a path it stands for the client's /v1. http://, https:// or unix:/path/to.sock[:/path]."""
+    models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = ["*"]
+    """Shell-style patterns. The first upstream that matches the model gets the request."""
+    headers: dict[str, SecretStr] = {}
+    """Set on every request to it, over the client's."""
+    concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Background calls in flight."""
+    timeout: TimeoutConfig = TimeoutConfig()
+    retry: RetryConfig = RetryConfig()
+    ca_file: str | None = None
+    """A PEM file of certificate authorities to trust instead of the system's."""
+    insecure_skip_verify: bool = False
+    """Take any certificate. For tests only."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, value: str) -> str:
+        right = "a URL like http://127.0.0.1:4000/v1, https://host/v1 or unix:/path/to.sock"
+        try:
+            parts = urlsplit(value)
+            known = parts.scheme in ("http", "https") and bool(parts.hostname)
+            _ = parts.port
+        except ValueError:
+            raise ValueError(right) from None
+        if parts.scheme == "unix" and parts.path.startswith("/"):
+            return value
+        if not known or not value.isascii() or re.search(r"[\x00-\x20\x7f]", value):
+            raise ValueError(right)
+        if parts.username is not None or parts.password is not None:
+            raise ValueError("a URL without credentials; they belong into `headers`")
+        if parts.query or parts.fragment:
+            raise ValueError("a URL without query and fragment")
+        return value
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        for name, secret in value.items():
+            if not _TOKEN.fullmatch(name):
+                raise ValueError(f"header names, which {name!r} is not")
+            if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", secret.get_secret_value()):
+                raise ValueError(f"header values without control characters, unlike that of {name}")
+        return value
+
+    @field_validator("ca_file")
+    @classmethod
+    def _exists(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).is_file():
+            raise ValueError("the path of a PEM file")
+        return value
+
+
+class AuthConfig(_Section):
+    keys: list[Annotated[SecretStr, Field(min_length=1)]] = []
+    """When set, every request must carry one of them."""
+
+
+class JobsConfig(_Section):
+    endpoints: Annotated[list[str], Field(min_length=1)] = list(ENDPOINTS)
+    """The endpoints that have an async twin."""
+    result_ttl: Duration = 3600.0
+    """How long a result lives after completion, if the client does not say."""
+    max_result_ttl: Duration = 86400.0
+    """The longest that a client may ask for."""
+    deadline: Duration = 86400.0
+    """A job that is not done so long after its submission fails."""
+    max_pending: Count = 10_000
+    """Live jobs, all credentials together."""
+    max_pending_per_credential: Count = 10_000
+    """Live jobs of one credential."""
+    max_request_bytes: Size = 32 * 1024**2
+    """The largest body of a job."""
+    max_result_bytes: Size = 64 * 1024**2
+    """The largest answer of an upstream to a job."""
+
+    @field_validator("endpoints")
+    @classmethod
+    def _are_known(cls, value: list[str]) -> list[str]:
+        unknown = [name for name in value if name not in ENDPOINTS]
+        if unknown:
+            raise ValueError("names out of " + ", ".join(ENDPOINTS))
+        return value
+
+    @model_validator(mode="after")
+    def _ttl_fits(self) -> JobsConfig:
+        if self.result_ttl > self.max_result_ttl:
+            raise ValueError("a result_ttl that is at most max_result_ttl")
+        return self
+
+
+class StoreConfig(_Section):
+    url: str = "memory://"
+    """Where jobs and results are kept."""
+    max_bytes: Size = 1024**3
+    """What results and waiting requests may take; waiting requests half of it at the most."""
+
+    @field_validator("url")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value != "memory://":
+            raise ValueError("memory://")
+        return value
+
+
+class LogConfig(_Section):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class Config(_Section):
+    """The configuration of a proxy."""
+
+    listen: str = "127.0.0.1:8080"
+    """host:port. Port 0 takes a free one; no host means all interfaces."""
+    upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
+    """The gateways. The first gets what belongs to none in particular."""
+    auth: AuthConfig = AuthConfig()
+    client_timeout: Duration = 60.0
+    """For the head of a request, and between pieces of its body."""
+    jobs: JobsConfig = JobsConfig()
+    store: StoreConfig = StoreConfig()
+    shutdown_grace: Duration = 30.0
+    """How long calls in flight may go on after SIGTERM."""
+    log: LogConfig = LogConfig()
+
+    @field_validator("listen")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        _split_address(value)
+        return value
+
+    @field_validator("upstreams")
+    @classmethod
+    def _names_differ(cls, value: list[UpstreamConfig]) -> list[UpstreamConfig]:
+        if len({upstream.name for upstream in value}) < len(value):
+            raise ValueError("upstreams that each have a `name` of their own")
+        return value
+
+    @property
+    def address(self) -> tuple[str | None, int]:
+        """The host to listen on (None: all interfaces) and the port."""
+        return _split_address(self.listen)
+
+
+def _split_address(value: str) -> tuple[str | None, int]:
+    host, colon, port = value.rpartition(":")
+    if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
+        raise ValueError("host:port, like 127.0.0.1:8080 or [::1]:8080")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError("host:port, with brackets around an IPv6 address")
+    return host or None, int(port)
+
+
+def load_config(
+    source: str | os.PathLike[str] | Mapping[str, Any], *, environ: Mapping[str, str] | None = None
+) -> Config:
+    """A configuration from a YAML file, or from a mapping of the same form.
+
+    ``${NAME}`` and ``${NAME:-default}`` are taken from ``environ`` (``os.environ``). Raises
+    :class:`ConfigError` with everything that is wrong.
+    """
+    if isinstance(source, Mapping):
+        data: object = dict(source)
+    else:
+        data = _read(Path(source))
+    problems: list[str] = []
+    data = _expand(data, "", os.environ if environ is None else environ, problems)
+    if not isinstance(data, dict):
+        raise ConfigError([f"found {_shown(data)}; right would be a mapping with `upstreams`"])
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        # A value that could not be expanded is wrong for that reason, and not for its type.
+        unset = {problem.partition(":")[0] for problem in problems}
+        problems += [p for p in _problems(error) if p.partition(":")[0] not in unset]
+        raise ConfigError(problems) from None
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The effective configuration as YAML, secrets masked."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def json_schema() -> str:
+    """The JSON Schema of the YAML, for editors."""
+    return json.dumps(Config.model_json_schema(), indent=2) + "\n"
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a mapping that has a key twice; YAML's loaders keep the last one and say nothing."""
+
+    def construct_mapping(
+        self,
+        node: yaml.MappingNode,
+        deep: bool = False,  # noqa: FBT001, FBT002  PyYAML's signature
+    ) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = key_node.value
+            if isinstance(key, str) and key != "<<" and key in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"`{key}` is here twice", problem_mark=key_node.start_mark
+                )
+            if isinstance(key, str):
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def _read(path: Path) -> object:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        what = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError([f"{path}{where}: {what}"]) from None
+
+
+_VARIABLE: Final = re.compile(r"\$(?:(\$)|\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\})")
+
+
+def _expand(node: Any, path: str, environ: Mapping[str, str], problems: list[str]) -> Any:
+    if isinstance(node, Mapping):
+        return {
+            k: _expand(v, f"{path}.{k}" if path else str(k), environ, problems) for k, v in node.items()
+        }
+    if isinstance(node, list):
+        return [_expand(v, f"{path}[{i}]", environ, problems) for i, v in enumerate(node)]
+    if not isinstance(node, str):
+        return node
+
+    def value_of(match: re.Match[str]) -> str:
+        dollar, name, default = match.groups()
+        if dollar:
+            return "$"
+        value = environ.get(name) or default
+        if value is None:
+            problems.append(
+                f"{path}: the environment variable {name} is not set; "
+                f"set it, or write ${{{name}:-default}}"
+            )
+            return ""
+        return value
+
+    return _VARIABLE.sub(value_of, node)
+
+
+def _problems(error: ValidationError) -> Iterator[str]:
+    for item in error.errors(include_url=False):
+        loc = item["loc"]
+        path = ""
+        for part in loc:
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        kind = item["type"]
+        if kind == "extra_forbidden":
+            known = _keys_beside(loc)
+            close = difflib.get_close_matches(str(loc[-1]), known, n=1)
+            hint = f"did you mean `{close[0]}`?" if close else "known here are " + ", ".join(known)
+            yield f"{path}: unknown key; {hint}"
+        elif kind == "missing":
+            yield f"{path}: missing; it has no default"
+        else:
+            right = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            found = "a secret" if _is_secret(loc) else _shown(item["input"])
+            yield f"{path or 'the file'}: found {found}; right would be {right}"
+
+
+def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
+    """The keys that the section of an unknown key has."""
+    model: Any = Config
+    for part in loc[:-1]:
+        if isinstance(part, str):
+            annotation = model.model_fields[part].annotation
+            model = next(iter(getattr(annotation, "__args__", ())), annotation)
+    return list(model.model_fields)
+
+
+def _is_secret(loc: tuple[int | str, ...]) -> bool:
+    return "headers" in loc or loc[:2] == ("auth", "keys")
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a mapping"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if value is None:
+        return "nothing"
+    if isinstance(value, BaseModel):
+        return "these values together"
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

@@ -1,0 +1,269 @@
+"""Takes jobs from the store, sends them, and records what came: the only place where a job ends.
+
+A fixed number of workers per upstream is its concurrency. A worker waits for a job, never for a
+backoff: a job that is to be tried again goes back to the store until its time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from asyncproxy import envelope, retry
+from asyncproxy.envelope import Answer
+from asyncproxy.errors import (
+    ApiError,
+    CallError,
+    DeadlineExceeded,
+    IllegalTransition,
+    Interrupted,
+    InvalidUpstreamResponse,
+    UpstreamTimeout,
+)
+from asyncproxy.events import JobFinished, Observer
+from asyncproxy.jobs import Job, JobStatus
+from asyncproxy.rate_limits import RateLimits
+from asyncproxy.stores.base import Store
+from asyncproxy.upstream import Upstream
+
+__all__ = ["Dispatcher", "Policy"]
+
+logger = logging.getLogger(__name__)
+
+# What a poll may be told to wait, in seconds: OpenAI SDKs ignore a Retry-After above.
+_LONGEST_WAIT = 120
+
+# How much the last call weighs in the moving average of their durations.
+_SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How jobs of one upstream are sent. ``attempts`` counts the first call too."""
+
+    concurrency: int = 64
+    attempts: int = 3
+    backoff_s: float = 0.5
+    max_backoff_s: float = 30.0
+
+
+@dataclass(slots=True)
+class _Lane:
+    upstream: Upstream
+    policy: Policy
+    mean_call_s: float = 1.0
+
+
+class Dispatcher:
+    """Runs the jobs of a store.
+
+    ``clock`` gives seconds since the epoch, ``monotonic`` paces, ``rng`` jitters. ``deadline_s`` is
+    counted from the submission of a job, over all of its attempts.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        upstreams: Iterable[tuple[Upstream, Policy]],
+        *,
+        deadline_s: float,
+        observer: Observer,
+        clock: Callable[[], float] = time.time,
+        monotonic: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._store = store
+        self._lanes = {upstream.name: _Lane(upstream, policy) for upstream, policy in upstreams}
+        self._deadline_s = deadline_s
+        self._observer = observer
+        self._clock = clock
+        self._monotonic = monotonic
+        self._rng = rng or random.Random()  # noqa: S311  jitter
+        self._rate_limits = RateLimits()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._calls: dict[str, asyncio.Task[None]] = {}  # job id → the worker that sends it
+        self._aborted: set[str] = set()
+        self.draining = False
+
+    @asynccontextmanager
+    async def running(self, *, grace_s: float) -> AsyncIterator[None]:
+        """Work for the length of a ``with``; its end is a :meth:`drain`."""
+        housekeeping = asyncio.create_task(self._keep_house(), name="asyncproxy-housekeeping")
+        self._workers = {
+            asyncio.create_task(self._work(lane), name=f"asyncproxy-{name}-{number}")
+            for name, lane in self._lanes.items()
+            for number in range(lane.policy.concurrency)
+        }
+        try:
+            yield
+        finally:
+            await self.drain(grace_s)
+            housekeeping.cancel()
+            await asyncio.gather(housekeeping, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> None:
+        """Claim nothing any more, and give the calls in flight ``grace_s`` to end.
+
+        What has not ended then is pending again, as if it had not been sent. May be called twice; a
+        shorter grace in the second call ends the first.
+        """
+        self.draining = True
+        sending = set(self._calls.values())
+        for worker in self._workers - sending:
+            worker.cancel()
+        if sending:
+            await asyncio.wait(sending, timeout=grace_s)
+        for worker in self._workers:
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    def abort(self, job: Job) -> None:
+        """Stop the call of a job that was deleted from the store, if it is under way here."""
+        self._rate_limits.forget(job)
+        worker = self._calls.get(job.id)
+        if worker is not None:
+            self._aborted.add(job.id)
+            worker.cancel()
+
+    def retry_after_s(self, job: Job) -> int:
+        """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
+        lane = self._lanes[job.upstream]
+        wait = lane.mean_call_s
+        place = self._store.place(job.id) if job.status is JobStatus.PENDING else None
+        if place is not None:
+            wait *= 1 + place.ahead / lane.policy.concurrency
+            if place.not_before:
+                wait = max(wait, place.not_before - self._monotonic() + lane.mean_call_s)
+        return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
+
+    async def _work(self, lane: _Lane) -> None:
+        while not self.draining:
+            job = await self._store.claim(lane.upstream.name)
+            try:
+                await self._run(job, lane)
+            except Exception:
+                logger.exception("job %s: an error inside the proxy", job.id)
+                # Whatever happened: a job that is still ours must not stay processing for ever.
+                with contextlib.suppress(IllegalTransition):
+                    await self._finish(job, Interrupted("An error inside the proxy ended this job."))
+
+    async def _run(self, job: Job, lane: _Lane) -> None:
+        """One attempt at a claimed job: it is finished or pending again at the end."""
+        remaining_s = job.created_at + self._deadline_s - self._clock()
+        started = self._monotonic()
+        try:
+            outcome = await self._send(job, lane.upstream, remaining_s)
+        except asyncio.CancelledError:
+            if self._was_aborted(job):
+                return
+            await self._store.release(job, attempts=job.attempts)
+            raise
+        call_s = self._monotonic() - started
+        lane.mean_call_s += _SMOOTHING * (call_s - lane.mean_call_s)
+        if not await self._try_again(job, lane, outcome):
+            await self._finish(job, outcome, call_s)
+
+    async def _send(self, job: Job, upstream: Upstream, remaining_s: float) -> Answer | CallError:
+        if remaining_s <= 0:
+            return self._deadline_exceeded()
+        worker = asyncio.current_task()
+        assert worker is not None
+        self._calls[job.id] = worker
+        try:
+            return await upstream.call(job.call, timeout_s=min(upstream.total_s, remaining_s))
+        except UpstreamTimeout as error:
+            return error if upstream.total_s <= remaining_s else self._deadline_exceeded()
+        except CallError as error:
+            return error
+        finally:
+            del self._calls[job.id]
+
+    def _was_aborted(self, job: Job) -> bool:
+        """Whether the cancellation that arrived is that of :meth:`abort`, and no other."""
+        if job.id not in self._aborted:
+            return False
+        self._aborted.remove(job.id)
+        worker = asyncio.current_task()
+        assert worker is not None
+        return worker.uncancel() == 0
+
+    async def _try_again(self, job: Job, lane: _Lane, outcome: Answer | CallError) -> bool:
+        """Make the job pending again, if another attempt is worth it."""
+        status = outcome.status if isinstance(outcome, Answer) else None
+        limited = status in retry.RATE_LIMITED
+        if status is not None and not limited:
+            self._rate_limits.progressed(job.lane)
+        if not retry.is_retryable(outcome.status if isinstance(outcome, Answer) else outcome):
+            return False
+        counts = not limited or self._rate_limits.counts(job)
+        attempts = job.attempts + counts
+        if attempts >= lane.policy.attempts:
+            return False
+        delay_s = self._delay_s(outcome, max(1, attempts), lane.policy)
+        if self._clock() + delay_s >= job.created_at + self._deadline_s:
+            return False
+        if limited:
+            await self._store.release(job, attempts=attempts)
+            await self._store.pause(job.lane, delay_s)
+        else:
+            await self._store.release(job, attempts=attempts, delay_s=delay_s)
+        return True
+
+    def _delay_s(self, outcome: Answer | CallError, attempt: int, policy: Policy) -> float:
+        if isinstance(outcome, Answer):
+            asked = retry.retry_after(outcome.header(b"retry-after"), now=self._clock())
+            if asked:
+                return asked
+        return retry.backoff(
+            attempt, base_s=policy.backoff_s, max_s=policy.max_backoff_s, rng=self._rng
+        )
+
+    async def _finish(self, job: Job, outcome: Answer | ApiError, call_s: float = 0.0) -> None:
+        """Record the outcome of a claimed job. Every job that ends, ends here."""
+        now = round(self._clock(), 3)
+        error = outcome if isinstance(outcome, ApiError) else None
+        if isinstance(outcome, Answer):
+            try:
+                finished = envelope.finished(job, outcome, now=now)
+            except InvalidUpstreamResponse as invalid:
+                error = invalid
+        if error is not None:
+            finished = envelope.failed(job, error, now=now)
+        self._rate_limits.forget(job)
+        if await self._store.finish(finished):
+            self._observer.job_finished(
+                JobFinished(
+                    job_id=job.id,
+                    endpoint=job.endpoint,
+                    upstream=job.upstream,
+                    model=job.model,
+                    status=finished.status,
+                    status_code=finished.status_code,
+                    code=error.code if error else "",
+                    attempts=job.attempts + 1,
+                    total_s=now - job.created_at,
+                    call_s=call_s,
+                    result_bytes=finished.end - finished.start,
+                    detail=repr(error.__cause__) if error and error.__cause__ else "",
+                )
+            )
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            try:
+                await self._store.tick()
+                for job in await self._store.claim_overdue(self._clock() - self._deadline_s):
+                    await self._finish(job, self._deadline_exceeded())
+            except Exception:
+                logger.exception("housekeeping: an error inside the proxy")
+
+    def _deadline_exceeded(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"The job was not done {self._deadline_s:g} s after its submission.")

@@ -1,0 +1,254 @@
+"""Every error this package raises, and what each means to a client.
+
+    AsyncProxyError
+    ├── ConfigError                 a command line or configuration that cannot be used (exit 2)
+    ├── StartupError                a proxy that cannot start (exit 1)
+    ├── IllegalTransition           a job asked to make a step that the table in jobs.py forbids
+    └── ApiError                    answered to a client, or recorded as the outcome of a job
+        ├── InvalidJson                 400 invalid_json
+        ├── MissingParameter            400 missing_required_parameter
+        ├── InvalidType                 400 invalid_type
+        ├── StreamingNotSupported       400 streaming_not_supported
+        ├── InvalidRequest              400 invalid_request
+        ├── InvalidApiKey               401 invalid_api_key
+        ├── UnknownEndpoint             404 unknown_endpoint
+        ├── JobNotFound                 404 job_not_found
+        ├── ModelNotFound               404 model_not_found
+        ├── MethodNotAllowed            405 method_not_allowed
+        ├── RequestTimeout              408 request_timeout
+        ├── RequestTooLarge             413 request_too_large
+        ├── UnsupportedMediaType        415 unsupported_media_type
+        ├── TooManyJobs                 429 too_many_jobs
+        ├── InternalError               500 internal_error
+        ├── UpgradeNotSupported         501 upgrade_not_supported
+        ├── Overloaded                  503 overloaded
+        ├── StoreFull                   503 store_full
+        ├── ShuttingDown                503 shutting_down
+        └── CallError                   a call to an upstream that brought no usable answer
+            ├── Interrupted                 500 interrupted
+            ├── UpstreamUnreachable         502 upstream_unreachable
+            ├── InvalidUpstreamResponse     502 invalid_upstream_response
+            ├── ResultTooLarge              502 result_too_large
+            ├── UpstreamTimeout             504 upstream_timeout
+            └── DeadlineExceeded            504 deadline_exceeded
+
+A message says what was wrong and what would be right. It never holds a credential or an internal
+address: those stay in ``__cause__``, for the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+__all__ = [
+    "ApiError",
+    "AsyncProxyError",
+    "CallError",
+    "ConfigError",
+    "DeadlineExceeded",
+    "IllegalTransition",
+    "InternalError",
+    "Interrupted",
+    "InvalidApiKey",
+    "InvalidJson",
+    "InvalidRequest",
+    "InvalidType",
+    "InvalidUpstreamResponse",
+    "JobNotFound",
+    "MethodNotAllowed",
+    "MissingParameter",
+    "ModelNotFound",
+    "Overloaded",
+    "RequestTimeout",
+    "RequestTooLarge",
+    "ResultTooLarge",
+    "ShuttingDown",
+    "StartupError",
+    "StoreFull",
+    "StreamingNotSupported",
+    "TooManyJobs",
+    "UnknownEndpoint",
+    "UnsupportedMediaType",
+    "UpgradeNotSupported",
+    "UpstreamTimeout",
+    "UpstreamUnreachable",
+]
+
+
+class AsyncProxyError(Exception):
+    """Base of everything this package raises."""
+
+
+class ConfigError(AsyncProxyError):
+    """A configuration that cannot be used.
+
+    ``problems`` holds one line each: the path of the key, what was found, what would be right.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class StartupError(AsyncProxyError):
+    """The proxy cannot start: the port is taken, the store is out of reach."""
+
+
+class IllegalTransition(AsyncProxyError):
+    """A job was asked to make a step that its state does not allow. Nothing has changed."""
+
+
+class ApiError(AsyncProxyError):
+    """An error with a status, a type and a code (the wire contract, section 8).
+
+    ``headers`` are further response headers (``Retry-After``, ``Allow``); ``close`` says that the
+    connection cannot be used again, because the rest of the request is still to come. ``provider``
+    and ``model`` are what is known of the request by whoever lets the error pass.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    type: ClassVar[str] = "server_error"
+    close: bool = False
+    provider: str = ""
+    model: str = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        headers: tuple[tuple[str, str], ...] = (),
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.headers = headers
+
+
+class _InvalidRequestError(ApiError):
+    type = "invalid_request_error"
+
+
+class InvalidJson(_InvalidRequestError):
+    status, code = 400, "invalid_json"
+
+
+class MissingParameter(_InvalidRequestError):
+    status, code = 400, "missing_required_parameter"
+
+
+class InvalidType(_InvalidRequestError):
+    status, code = 400, "invalid_type"
+
+
+class StreamingNotSupported(_InvalidRequestError):
+    status, code = 400, "streaming_not_supported"
+
+
+class InvalidRequest(_InvalidRequestError):
+    """A request that is not HTTP, or that cannot be sent on as it is."""
+
+    status, code = 400, "invalid_request"
+    close = True
+
+
+class InvalidApiKey(_InvalidRequestError):
+    status, code = 401, "invalid_api_key"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, headers=(("WWW-Authenticate", 'Bearer realm="asyncproxy"'),))
+
+
+class UnknownEndpoint(_InvalidRequestError):
+    status, code = 404, "unknown_endpoint"
+
+
+class JobNotFound(_InvalidRequestError):
+    status, code = 404, "job_not_found"
+
+
+class ModelNotFound(_InvalidRequestError):
+    status, code = 404, "model_not_found"
+
+
+class MethodNotAllowed(_InvalidRequestError):
+    status, code = 405, "method_not_allowed"
+
+    def __init__(self, message: str, *, allow: str) -> None:
+        super().__init__(message, headers=(("Allow", allow),))
+
+
+class RequestTimeout(_InvalidRequestError):
+    status, code = 408, "request_timeout"
+    close = True
+
+
+class RequestTooLarge(_InvalidRequestError):
+    status, code = 413, "request_too_large"
+    close = True
+
+
+class UnsupportedMediaType(_InvalidRequestError):
+    status, code = 415, "unsupported_media_type"
+
+
+class _RetryLaterError(ApiError):
+    """Pressure: nothing has changed, and the same request may succeed ``retry_after_s`` later."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message, headers=(("Retry-After", str(retry_after_s)),))
+
+
+class TooManyJobs(_RetryLaterError):
+    status, code, type = 429, "too_many_jobs", "rate_limit_error"
+
+
+class InternalError(ApiError):
+    status, code = 500, "internal_error"
+
+
+class UpgradeNotSupported(ApiError):
+    status, code = 501, "upgrade_not_supported"
+    close = True
+
+
+class Overloaded(_RetryLaterError):
+    status, code = 503, "overloaded"
+
+
+class StoreFull(_RetryLaterError):
+    status, code = 503, "store_full"
+
+
+class ShuttingDown(_RetryLaterError):
+    status, code = 503, "shutting_down"
+
+
+class CallError(ApiError):
+    """A call to an upstream that brought no usable answer."""
+
+
+class Interrupted(CallError):
+    status, code = 500, "interrupted"
+
+
+class UpstreamUnreachable(CallError):
+    status, code = 502, "upstream_unreachable"
+
+
+class InvalidUpstreamResponse(CallError):
+    status, code = 502, "invalid_upstream_response"
+
+
+class ResultTooLarge(CallError):
+    status, code = 502, "result_too_large"
+
+
+class UpstreamTimeout(CallError):
+    status, code = 504, "upstream_timeout"
+
+
+class DeadlineExceeded(CallError):
+    status, code = 504, "deadline_exceeded"

@@ -1,0 +1,142 @@
+"""Which header fields travel end to end, and which stay behind. Pure.
+
+RFC 9110, section 7.6.1. Header fields are pairs here, in order and with their repetitions: a dict
+would drop the second ``Set-Cookie``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from asyncproxy.errors import InvalidRequest
+
+__all__ = [
+    "CONTENT_LIMIT",
+    "HOP_BY_HOP",
+    "OURS",
+    "forwarded",
+    "hop_by_hop",
+    "request_headers",
+    "response_lines",
+]
+
+HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "http2-settings",
+    }
+)
+
+# The request headers of the wire contract that are meant for us.
+OURS: Final = frozenset(
+    {
+        "prefer",
+        "x-bf-async",
+        "x-bf-async-id",
+        "x-bf-async-job-result-ttl",
+        "x-bf-async-webhook",
+    }
+)
+
+# Headers of an upstream's answer that are kept for /content, in bytes (the contract, section 3).
+CONTENT_LIMIT: Final = 16 * 1024
+
+_SURROGATE: Final = re.compile("[\ud800-\udfff]")
+
+# Written anew for each hop, from what we know of it.
+_REPLACED: Final = frozenset({"host", "expect", "content-length"})
+
+Pairs = list[tuple[str, str]]
+
+
+def hop_by_hop(connection: Iterable[str]) -> frozenset[str]:
+    """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
+    named = {name.strip().lower() for value in connection for name in value.split(",")}
+    # Content-Length and Host cannot be declared hop by hop: that would change what the message is.
+    return HOP_BY_HOP | (named - {"", "content-length", "host"}) if named else HOP_BY_HOP
+
+
+def request_headers(
+    items: Iterable[tuple[str, str]],
+    *,
+    connection: Iterable[str],
+    without: frozenset[str] = frozenset(),
+) -> Pairs:
+    """The fields of a client's request that go to the upstream.
+
+    ``without`` names further ones that do not, lower case. ``Content-Length`` is left out: whoever
+    sends the body knows its length. Raises :class:`InvalidRequest` for a field that is not UTF-8: our
+    client library would send it without the bytes that it cannot encode.
+    """
+    dropped = hop_by_hop(connection) | _REPLACED | without
+    kept = []
+    for pair in items:
+        name, value = pair
+        if name.lower() in dropped:
+            continue
+        if not value.isascii() and _SURROGATE.search(value):
+            raise InvalidRequest(f"The header {name} is not UTF-8.")
+        kept.append(pair)
+    return kept
+
+
+def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, request_id: str) -> Pairs:
+    """``headers`` with ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id`` added.
+
+    The peer's address is appended to an ``X-Forwarded-For`` that is there. The others keep the value
+    that a proxy before us has set.
+    """
+    present = {name.lower() for name, _ in headers}
+    if peer:
+        seen = [value for name, value in headers if name.lower() == "x-forwarded-for"]
+        headers = [pair for pair in headers if pair[0].lower() != "x-forwarded-for"]
+        headers.append(("X-Forwarded-For", ", ".join([*seen, peer])))
+    if "x-forwarded-proto" not in present:
+        headers.append(("X-Forwarded-Proto", scheme))
+    if "x-forwarded-host" not in present and host:
+        headers.append(("X-Forwarded-Host", host))
+    if "x-request-id" not in present:
+        headers.append(("X-Request-Id", request_id))
+    return headers
+
+
+def response_lines(
+    raw: Iterable[tuple[bytes, bytes]],
+    *,
+    without: frozenset[bytes] = frozenset(),
+    limit: int | None = None,
+) -> bytes:
+    """The fields of an upstream's answer that go to the client, as header lines with their CRLF.
+
+    Byte for byte, in order, with repetitions. ``without`` names further ones that do not, lower
+    case. Past ``limit`` bytes the rest is left out, whole fields only.
+    """
+    raw = tuple(raw)
+    dropped = {
+        name.encode()
+        for name in hop_by_hop(v.decode("latin-1") for k, v in raw if k.lower() == b"connection")
+    }
+    lines: list[bytes] = []
+    size = 0
+    for name, value in raw:
+        lowered = name.lower()
+        if lowered in dropped or lowered in without:
+            continue
+        if b"\r" in value or b"\n" in value:
+            continue  # aiohttp reads upstreams leniently; what it lets through must not split ours
+        line = b"%b: %b\r\n" % (name, value)
+        size += len(line)
+        if limit is not None and size > limit:
+            break
+        lines.append(line)
+    return b"".join(lines)

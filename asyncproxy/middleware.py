@@ -1,0 +1,55 @@
+"""What surrounds each of our handlers: who may come in, and what an error looks like.
+
+It wraps our own handlers, and not the application: a middleware of aiohttp would wrap the routes of a
+host application too, and costs every request two more coroutines.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from asyncproxy import credentials
+from asyncproxy.credentials import KeyRing
+from asyncproxy.envelope import error_body
+from asyncproxy.errors import ApiError, InternalError, InvalidApiKey
+from asyncproxy.responses import error_response
+
+__all__ = ["Handler", "answering_errors", "authenticate"]
+
+logger = logging.getLogger(__name__)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | None:
+    """The header that counts and the credential in it, or None if the client has none.
+
+    Raises :class:`InvalidApiKey` if ``keys`` are set and the credential is not one of them.
+    """
+    found = credentials.find(request.headers)
+    if keys and (found is None or found[1] not in keys):
+        raise InvalidApiKey(
+            "The key is not valid here. Send one that the operator of this proxy gave you."
+            if found
+            else "A key is needed. Send it as `Authorization: Bearer <key>`."
+        )
+    return found
+
+
+def answering_errors(handler: Handler, *, endpoint: str | None = None) -> Handler:
+    """``handler``, with its errors answered in the one shape of the wire contract, section 8."""
+
+    async def answering(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except ApiError as error:
+            return error_response(error, error_body(error, endpoint=endpoint))
+        except Exception:
+            logger.exception("an error inside the proxy")
+            internal = InternalError("An error inside the proxy. Its log says more.")
+            return error_response(internal, error_body(internal, endpoint=endpoint), close=True)
+
+    return answering

@@ -1,0 +1,289 @@
+"""The streaming proxy: every request that is not ours goes to the upstream, byte for byte.
+
+Both bodies are streamed. The head of the answer is rebuilt from the upstream's raw header fields, in
+their order, so that a client sees what it would have seen without us.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from time import monotonic
+from typing import Final
+
+import aiohttp
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpVersion11
+
+from asyncproxy import headers, submission
+from asyncproxy.credentials import KeyRing
+from asyncproxy.envelope import error_body
+from asyncproxy.errors import ApiError, MethodNotAllowed, UpgradeNotSupported
+from asyncproxy.events import Observer, RequestPassed
+from asyncproxy.intake import Intake
+from asyncproxy.middleware import authenticate
+from asyncproxy.responses import error_response
+from asyncproxy.routing import ModelRoutes, loggable
+from asyncproxy.upstream import Upstream, translate
+
+__all__ = ["PassThrough"]
+
+# A JSON body up to this size is read before it is sent on, to see which model it asks for.
+_SMALL_BODY: Final = 1024 * 1024
+
+_BODILESS: Final = frozenset({204, 304})
+
+_FRAMING: Final = frozenset({b"content-length"})
+
+
+class PassThrough:
+    """Handles what no other route did."""
+
+    def __init__(
+        self,
+        *,
+        upstreams: Mapping[str, Upstream],
+        routes: ModelRoutes,
+        intake: Intake,
+        keys: KeyRing,
+        observer: Observer,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._upstreams = upstreams
+        self._routes = routes
+        self._intake = intake
+        self._keys = keys
+        self._observer = observer
+        self._new_id = new_id
+        self._under_way: set[_Exchange] = set()
+        self._all_done = asyncio.Event()
+        self._all_done.set()
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        """Send a request on, and its answer back."""
+        exchange = _Exchange(request, request.headers.get("X-Request-Id") or self._new_id())
+        self._under_way.add(exchange)
+        self._all_done.clear()
+        try:
+            return await self._exchange(request, exchange)
+        except ApiError as error:
+            exchange.status, exchange.outcome = error.status, error.code
+            exchange.detail = repr(error.__cause__) if error.__cause__ else ""
+            error.provider = exchange.upstream
+            return error_response(error, error_body(error))
+        except asyncio.CancelledError:
+            exchange.outcome = "client_gone"
+            raise
+        finally:
+            self._under_way.discard(exchange)
+            if not self._under_way:
+                self._all_done.set()
+            self._observer.request_passed(exchange.event())
+
+    async def drain(self, grace_s: float) -> None:
+        """Wait for the requests under way, ``grace_s`` at most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._all_done.wait()
+
+    async def _exchange(self, request: web.Request, exchange: _Exchange) -> web.StreamResponse:
+        if request.method in ("TRACE", "CONNECT"):
+            # TRACE would echo the headers that we add, and the gateway's key is among them.
+            raise MethodNotAllowed(
+                f"{request.method} does not go through this proxy.",
+                allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+            )
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            raise UpgradeNotSupported("WebSockets do not go through this proxy yet.")
+        found = authenticate(request, self._keys)
+        path = request.raw_path
+        if not path.startswith("/"):  # the absolute form of a request target
+            path = request.rel_url.raw_path_qs or "/"
+        data, upstream = await self._route(request, path, exchange)
+        without = frozenset({found[0].lower()}) if self._keys and found else frozenset[str]()
+        sent = headers.forwarded(
+            headers.request_headers(
+                request.headers.items(),
+                connection=request.headers.getall("Connection", ()),
+                without=without,
+            ),
+            peer=request.remote,
+            scheme=request.scheme,
+            host=request.headers.get("Host", ""),
+            request_id=exchange.request_id,
+        )
+        length = request.headers.get("Content-Length")
+        if length is not None:
+            sent.append(("Content-Length", length))
+        try:
+            # Silence, in either direction, and not the length of the exchange is what ends it.
+            async with asyncio.timeout(upstream.total_s) as silence:
+                exchange.watch(silence, upstream.total_s)
+                async with upstream.stream(request.method, path, sent, data) as answer:
+                    return await exchange.relay(answer)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            if exchange.refusal is not None:
+                raise exchange.refusal from None
+            if exchange.client_gone:
+                exchange.outcome = "client_gone"
+                return exchange.break_off()
+            if exchange.head_sent:
+                exchange.outcome, exchange.detail = "upstream_broke", repr(error)
+                return exchange.break_off()
+            raise translate(error, upstream.name) from error
+
+    async def _route(
+        self, request: web.Request, path: str, exchange: _Exchange
+    ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
+        """The body to send on, and where to."""
+        data: bytes | AsyncIterator[bytes] | None = None
+        name = self._routes.first
+        if request.can_read_body:
+            if request.content.is_eof():
+                data = request.content.read_nowait()
+            elif self._routes.needs_model and self._is_small_json(request):
+                data = await self._intake.read(request)
+            else:
+                data = exchange.body(self._intake)
+            if self._routes.needs_model and path.startswith("/v1/") and self._is_small_json(request):
+                model = submission.model_of(data) if isinstance(data, bytes) else None
+                if model is not None:
+                    name = self._routes.upstream_for(model)
+        exchange.upstream = name
+        return data, self._upstreams[name]
+
+    def _is_small_json(self, request: web.Request) -> bool:
+        return (
+            request.content_type == "application/json"
+            and 0 < (request.content_length or 0) <= min(_SMALL_BODY, self._intake.max_bytes)
+            and "Content-Encoding" not in request.headers
+        )
+
+
+class _Exchange:
+    """One request on its way through, and what the log will say of it."""
+
+    def __init__(self, request: web.Request, request_id: str) -> None:
+        self.request_id = request_id
+        self.upstream = ""
+        self.status = 0
+        self.outcome = "ok"
+        self.detail = ""
+        self.head_sent = False
+        self.refusal: ApiError | None = None
+        self._request = request
+        self._started = monotonic()
+        self._sent_bytes = 0
+        self._silence: asyncio.Timeout | None = None
+        self._silence_s = 0.0
+
+    def watch(self, silence: asyncio.Timeout, silence_s: float) -> None:
+        """Put ``silence`` off by ``silence_s`` whenever something moves."""
+        self._silence, self._silence_s = silence, silence_s
+
+    def _moved(self) -> None:
+        if self._silence is not None:
+            self._silence.reschedule(asyncio.get_running_loop().time() + self._silence_s)
+
+    @property
+    def client_gone(self) -> bool:
+        transport = self._request.transport
+        return transport is None or transport.is_closing()
+
+    async def body(self, intake: Intake) -> AsyncIterator[bytes]:
+        """The client's body, as it arrives. Read by the client library, which hides our errors."""
+        try:
+            async for piece in intake.pieces(self._request):
+                self._moved()
+                yield piece
+        except ApiError as error:
+            self.refusal = error
+            raise
+
+    async def relay(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+        """Write an answer to the client as it arrives."""
+        if answer.status < 200:
+            raise aiohttp.ClientError(f"unexpected status {answer.status}")
+        request, writer, content = self._request, self._request.writer, answer.content
+        self.status = answer.status
+        keep_alive = request.keep_alive
+        has_body = request.method != "HEAD" and answer.status not in _BODILESS
+        # A message with both is framed by its Transfer-Encoding (RFC 9112, section 6.3).
+        length_known = "Content-Length" in answer.headers and "Transfer-Encoding" not in answer.headers
+        chunked = has_body and not length_known and request.version == HttpVersion11
+        if has_body and not length_known and not chunked:
+            keep_alive = False  # HTTP/1.0: the end of the connection is the end of the body
+        lines = [
+            f"HTTP/1.1 {answer.status} {answer.reason or ''}\r\n".encode("utf-8", "surrogateescape"),
+            headers.response_lines(
+                answer.raw_headers, without=frozenset() if length_known else _FRAMING
+            ),
+        ]
+        if chunked:
+            lines.append(b"Transfer-Encoding: chunked\r\n")
+        if not keep_alive:
+            lines.append(b"Connection: close\r\n")
+        elif request.version != HttpVersion11:
+            lines.append(b"Connection: keep-alive\r\n")
+        lines.append(b"\r\n")
+        # What has arrived with the head leaves with the head: a small answer is one write.
+        piece = content.read_nowait() if has_body else b""
+        pending = b"".join(lines)
+        self.head_sent = True
+        while True:
+            self._sent_bytes += len(piece)
+            if chunked and piece:
+                pending += b"%x\r\n%b\r\n" % (len(piece), piece)
+            else:
+                pending += piece
+            at_end = not has_body or content.at_eof()
+            if at_end and chunked:
+                pending += b"0\r\n\r\n"
+            await writer.write(pending)
+            await writer.drain()
+            self._moved()
+            if at_end:
+                break
+            pending = b""
+            piece = await content.readany()
+        return _Relayed(keep_alive=keep_alive)
+
+    def break_off(self) -> web.StreamResponse:
+        """End the client's connection so that it cannot take what it has for the whole answer."""
+        transport = self._request.transport
+        if transport is not None:
+            if self._request.version == HttpVersion11:
+                transport.close()  # the body is framed: what has arrived still gets there
+            else:
+                transport.abort()
+        return _Relayed(keep_alive=False)
+
+    def event(self) -> RequestPassed:
+        return RequestPassed(
+            method=self._request.method,
+            path=loggable(self._request.raw_path),
+            upstream=self.upstream,
+            status=self.status,
+            outcome=self.outcome,
+            sent_bytes=self._sent_bytes,
+            total_s=monotonic() - self._started,
+            request_id=self.request_id,
+            detail=self.detail,
+        )
+
+
+class _Relayed(web.StreamResponse):
+    """Tells aiohttp that the answer is written already."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._keep_alive = keep_alive
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None

@@ -1,0 +1,127 @@
+"""Answers whose head is written once, as bytes.
+
+aiohttp's own :class:`aiohttp.web.Response` builds a multidict and serialises it for each answer, which
+is most of what a small answer costs. Here the head is put together by hand, and the multidict exists
+only if somebody asks for it: a middleware or a signal of the application that we are part of.
+"""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from time import time
+from typing import Final
+
+from aiohttp import web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import HttpVersion11
+from multidict import CIMultiDict
+
+from asyncproxy.errors import ApiError
+
+__all__ = ["WireResponse", "error_response", "http_date", "json_response", "status_line"]
+
+# A body up to this size goes out in one write with its head; a larger one is not copied, but written
+# in pieces of it, each when the one before has left.
+_PIECE: Final = 128 * 1024
+
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+}
+
+
+@lru_cache(maxsize=1)
+def http_date(second: int) -> bytes:
+    """The ``Date`` header line of a second since the epoch."""
+    return f"Date: {formatdate(second, usegmt=True)}\r\n".encode()
+
+
+def status_line(status: int) -> bytes:
+    """The status line of HTTP/1.1, with its CRLF."""
+    return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
+
+
+class WireResponse(web.Response):
+    """An answer of a status, header lines (each with its CRLF) and a body.
+
+    ``Date``, ``Content-Length`` and ``Connection`` are added. ``lines`` must not name them.
+    """
+
+    def __init__(
+        self, status: int, lines: bytes, body: bytes | memoryview, *, close: bool = False
+    ) -> None:
+        # web.Response.__init__ is left out on purpose: it builds the multidict.
+        self._state = {}
+        self._set_status(status, None)
+        self._lines = lines
+        self._payload = body
+        self._built: CIMultiDict[str] | None = None
+        if close:
+            self._keep_alive = False
+
+    @property
+    def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
+        if self._built is None:
+            fields = (line.partition(b": ") for line in self._lines.split(b"\r\n") if line)
+            self._built = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, _, v in fields)
+        return self._built
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        if self._eof_sent or self._payload_writer is not None:
+            return await super().prepare(request)
+        if self._must_be_generic(request):
+            self._body = bytes(self._payload)
+            return await super().prepare(request)
+        if self._keep_alive is None:
+            self._keep_alive = request.keep_alive
+        body = self._payload
+        size = len(body)
+        bodiless = size == 0 and self._status == 204
+        head = b"".join(
+            (
+                status_line(self._status),
+                self._lines,
+                b"" if bodiless else b"Content-Length: %d\r\n" % size,
+                http_date(int(time())),
+                b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
+            )
+        )
+        writer = request.writer
+        self._eof_sent = True
+        if request.method == "HEAD":
+            await writer.write(head)
+        elif size <= _PIECE:
+            await writer.write(head + body)
+        else:
+            await writer.write(head)
+            view = memoryview(body)
+            for start in range(0, size, _PIECE):
+                await writer.write(view[start : start + _PIECE])
+        await writer.drain()
+        return writer
+
+    def _must_be_generic(self, request: web.BaseRequest) -> bool:
+        """Whether somebody else has a say in this answer, or it is for HTTP/1.0."""
+        if self._built is not None or self._cookies is not None or self._compression:
+            return True
+        if request.version != HttpVersion11:
+            return True
+        match_info = getattr(request, "match_info", None)
+        return match_info is None or any(app.on_response_prepare for app in match_info.apps)
+
+
+def json_response(status: int, body: bytes | memoryview, *, lines: bytes = b"") -> WireResponse:
+    """JSON of ours. It is about one client and one moment, so nobody may keep it."""
+    return WireResponse(
+        status, b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + lines, body
+    )
+
+
+def error_response(error: ApiError, body: bytes, *, close: bool = False) -> WireResponse:
+    """An error of ours; ``body`` is what :func:`asyncproxy.envelope.error_body` made of it."""
+    lines = "".join(f"{name}: {value}\r\n" for name, value in error.headers).encode()
+    response = json_response(error.status, body, lines=lines)
+    if close or error.close:
+        response.force_close()
+    return response

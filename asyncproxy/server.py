@@ -1,0 +1,97 @@
+"""Listens: aiohttp's server, with our error shape for what is not even HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
+
+from asyncproxy.envelope import error_body
+from asyncproxy.errors import ApiError, InternalError, InvalidRequest, StartupError
+from asyncproxy.responses import error_response
+
+__all__ = ["listening"]
+
+logger = logging.getLogger(__name__)
+
+# Connections that may wait to be accepted: a fleet of workers that starts at once.
+_BACKLOG = 4096
+
+
+class _Connection(RequestHandler):
+    """One client connection. Answers a request that cannot be parsed in our error shape."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun, it can only be broken off")
+        error: ApiError
+        if status == 400:
+            reason = (message or "").partition("\n")[0].strip(" :")[:200]
+            error = InvalidRequest(f"This is not HTTP as it should be: {reason or 'unreadable'}.")
+            logger.debug("a request from %s cannot be read: %r", request.remote, reason)
+        else:
+            error = InternalError("An error inside the proxy. Its log says more.")
+            logger.error("an error inside the proxy", exc_info=exc)
+        return error_response(error, error_body(error), close=True)
+
+
+class _Site(web.BaseSite):
+    """A TCP site whose connections are ours."""
+
+    def __init__(self, runner: web.AppRunner, host: str | None, port: int) -> None:
+        super().__init__(runner, backlog=_BACKLOG)
+        self._host = host
+        self._port = port
+
+    @property
+    def name(self) -> str:
+        return f"http://{self._host or '0.0.0.0'}:{self._port}"  # noqa: S104  a label
+
+    async def start(self) -> None:
+        await super().start()
+        manager = self._runner.server
+        assert manager is not None
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            functools.partial(_Connection, manager, loop=loop, **manager._kwargs),  # noqa: SLF001  as Server.__call__ does
+            self._host,
+            self._port,
+            backlog=self._backlog,
+            reuse_address=True,
+        )
+
+
+@asynccontextmanager
+async def listening(app: web.Application, host: str | None, port: int) -> AsyncIterator[str]:
+    """Serve ``app`` for the length of a ``with``, which gets the URL that it listens on.
+
+    Raises :class:`StartupError` if the address cannot be listened on.
+    """
+    # Handlers get their grace while we still listen; what is left after it is cut off.
+    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=1.0, access_log=None)
+    await runner.setup()
+    try:
+        try:
+            await _Site(runner, host, port).start()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise StartupError(f"cannot listen on {host or '*'}:{port}: {reason}") from error
+        yield _url(runner.addresses[0])
+    finally:
+        await runner.cleanup()
+
+
+def _url(address: tuple[str, int]) -> str:
+    host, port = address[0], address[1]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,0 +1,216 @@
+"""The only HTTP client of the gateways. It turns the client library's errors into ours.
+
+Messages of the errors raised here name the upstream, never its address; the library's own error, with
+the address, is the ``__cause__``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from urllib.parse import unquote, urlsplit
+
+import aiohttp
+from multidict import CIMultiDict
+from yarl import URL
+
+from asyncproxy.envelope import Answer
+from asyncproxy.errors import (
+    CallError,
+    ResultTooLarge,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from asyncproxy.jobs import Call
+from asyncproxy.routing import Target
+
+__all__ = ["Upstream", "UpstreamOptions", "translate"]
+
+# Idle connections are closed by us before the gateway does it: a request that crosses the gateway's
+# close on the wire is lost, and a POST cannot be repeated. uvicorn, under most gateways, waits 5 s.
+_KEEPALIVE_S = 4.0
+
+# Longest header line taken from an upstream, in bytes.
+_MAX_FIELD = 64 * 1024
+
+_READ_BUFFER = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """How to reach one upstream. Times in seconds, sizes in bytes.
+
+    ``headers`` are set on every request, over the client's. ``base_url`` is ``http://``, ``https://``
+    or ``unix:/path/to.sock`` (optionally ``:/base/path`` after it).
+    """
+
+    name: str
+    base_url: str
+    headers: Sequence[tuple[str, str]] = ()
+    connect_s: float = 5.0
+    total_s: float = 600.0
+    max_result_bytes: int = 64 * 1024 * 1024
+    ca_file: str | None = None
+    insecure_skip_verify: bool = False
+
+    def __repr__(self) -> str:
+        return f"UpstreamOptions({self.name!r})"
+
+
+class Upstream:
+    """One gateway: sends calls and requests to it over a pool of connections."""
+
+    def __init__(self, options: UpstreamOptions) -> None:
+        self.name = options.name
+        self.connect_s = options.connect_s
+        self.total_s = options.total_s
+        self._options = options
+        self._socket_path, url = _split_unix(options.base_url)
+        self._target = Target(url)
+        self._headers = tuple(options.headers)
+        self._overridden = frozenset(name.lower() for name, _ in options.headers)
+        self._max_result_bytes = options.max_result_bytes
+        self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
+        self._session: aiohttp.ClientSession
+
+    @asynccontextmanager
+    async def connected(self) -> AsyncIterator[None]:
+        """Hold a pool of connections for the length of a ``with``: nothing can be sent outside it."""
+        connector: aiohttp.BaseConnector
+        if self._socket_path is not None:
+            connector = aiohttp.UnixConnector(
+                path=self._socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S
+            )
+        else:
+            connector = aiohttp.TCPConnector(
+                limit=0,
+                keepalive_timeout=_KEEPALIVE_S,
+                ssl=_ssl_context(self._options),
+                ttl_dns_cache=30,
+            )
+        async with aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are not another's
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
+            max_line_size=_MAX_FIELD,
+            max_field_size=_MAX_FIELD,
+            max_headers=512,
+            read_bufsize=_READ_BUFFER,
+            trust_env=False,
+        ) as self._session:
+            yield
+
+    async def call(self, call: Call, *, timeout_s: float) -> Answer:
+        """Send a call and read the answer, its content coding undone.
+
+        Raises :class:`~asyncproxy.errors.UpstreamUnreachable`, ``UpstreamTimeout`` after
+        ``timeout_s``, or ``ResultTooLarge``.
+        """
+        headers = self._prepared(call.headers)
+        # A result is kept decoded; that it travels compressed costs both ends more than it saves.
+        headers["Accept-Encoding"] = "identity"
+        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(self.connect_s, timeout_s))
+        try:
+            async with self._session.request(
+                "POST",
+                URL(self._target.url(call.target), encoded=True),
+                headers=headers,
+                data=call.body,
+                timeout=timeout,
+                auto_decompress=True,
+                allow_redirects=False,
+            ) as response:
+                return Answer(response.status, response.raw_headers, await self._read(response))
+        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            raise translate(error, self.name) from error
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        most = self._max_result_bytes
+        if (response.content_length or 0) > most:
+            response.close()
+            raise self._too_large()
+        content = response.content
+        pieces: list[bytes] = []
+        size = 0
+        while piece := await content.readany():
+            size += len(piece)
+            if size > most:
+                response.close()
+                raise self._too_large()
+            pieces.append(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _too_large(self) -> ResultTooLarge:
+        return ResultTooLarge(
+            f"The upstream {self.name!r} answered with more than {self._max_result_bytes} bytes. "
+            "Ask for less at once, or raise `jobs.max_result_bytes`."
+        )
+
+    def stream(
+        self,
+        method: str,
+        raw_path: str,
+        headers: Iterable[tuple[str, str]],
+        data: bytes | AsyncIterator[bytes] | None,
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+        """Send a request as it is; its answer is not decoded, and read by the caller.
+
+        Only the connect timeout is applied. Raises what the client library raises: see
+        :func:`translate`.
+        """
+        return self._session.request(
+            method,
+            URL(self._target.url(raw_path), encoded=True),
+            headers=self._prepared(headers),
+            data=data,
+            timeout=self._streaming,
+            auto_decompress=False,
+            allow_redirects=False,
+        )
+
+    def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
+        overridden = self._overridden
+        prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
+        prepared.extend(self._headers)
+        return prepared
+
+
+def translate(error: BaseException, upstream: str) -> CallError:
+    """The client library's error as one of ours. Raise it ``from`` the original."""
+    if isinstance(error, CallError):
+        return error
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
+    if isinstance(error, asyncio.TimeoutError):
+        return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} has no certificate that we trust.")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} cannot be reached.")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return UpstreamUnreachable(
+            f"The answer of the upstream {upstream!r} broke off, or cannot be decoded."
+        )
+    if isinstance(error, aiohttp.ClientResponseError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} answered with something not HTTP.")
+    return UpstreamUnreachable(f"The upstream {upstream!r} closed the connection without an answer.")
+
+
+def _split_unix(base_url: str) -> tuple[str | None, str]:
+    """The path of a unix socket, if it is one, and the URL to ask for."""
+    parts = urlsplit(base_url)
+    if parts.scheme != "unix":
+        return None, base_url
+    path, _, base = parts.path.partition(":")
+    return unquote(path), f"http://localhost{base}"
+
+
+def _ssl_context(options: UpstreamOptions) -> ssl.SSLContext | bool:
+    if options.insecure_skip_verify:
+        return False
+    if options.ca_file is None:
+        return True
+    return ssl.create_default_context(cafile=options.ca_file)

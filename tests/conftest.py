@@ -1,0 +1,129 @@
+"""What the tests share: a gateway, and a proxy in front of it that listens as the real one does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import pytest
+
+from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.config import load_config
+from asyncproxy.server import listening
+from tests import gateway as gateways
+from tests.gateway import Gateway
+
+JSON = {"Content-Type": "application/json"}
+EMBED = {"model": "m", "input": "hello"}
+
+
+@dataclass
+class Answer:
+    """A response of the proxy, read to its end."""
+
+    status: int
+    headers: Any
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> Any:
+        """The code of an error of ours, after a check that it has the one shape."""
+        data = self.json()
+        assert data["status_code"] == self.status
+        assert data["is_bifrost_error"] is False
+        assert set(data["extra_fields"]) == {"provider", "model_requested", "request_type"}
+        error = data["error"]
+        assert set(error) == {"type", "code", "message", "param"}
+        assert error["message"]
+        return error["code"]
+
+
+class Client:
+    """Talks to a proxy as its users do."""
+
+    def __init__(self, url: str, parts: Proxy, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self.parts = parts
+        self.session = session
+
+    async def request(self, method: str, path: str, **kwargs: Any) -> Answer:
+        async with self.session.request(method, self.url + path, **kwargs) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str, **kwargs: Any) -> Answer:
+        return await self.request("GET", path, **kwargs)
+
+    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> Answer:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {**JSON, **kwargs.pop("headers", {})}
+        return await self.request("POST", path, data=data, headers=headers, **kwargs)
+
+    async def submit(self, body: Any = EMBED, endpoint: str = "embeddings", **kwargs: Any) -> str:
+        """Submit a job that is to be accepted. Its path."""
+        answer = await self.post(f"/v1/async/{endpoint}", body, **kwargs)
+        assert answer.status == 202, answer.body
+        return str(answer.headers["Location"])
+
+    async def outcome(self, path: str, **kwargs: Any) -> Any:
+        """Poll until a job is done. Its envelope."""
+        async with asyncio.timeout(30):
+            while (answer := await self.get(path, **kwargs)).status == 202:
+                await asyncio.sleep(0.01)
+        assert answer.status == 200, answer.body
+        return answer.json()
+
+    async def raw(self, data: bytes, *, until_eof: bool = True) -> bytes:
+        """Write bytes to a connection, and read what comes until the proxy closes it."""
+        parts = urlsplit(self.url)
+        reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+        try:
+            writer.write(data)
+            async with asyncio.timeout(20):
+                return await (reader.read() if until_eof else reader.readuntil(b"\r\n\r\n"))
+        finally:
+            writer.close()
+
+
+@pytest.fixture
+async def gateway() -> AsyncIterator[Gateway]:
+    async with gateways.running() as running:
+        yield running
+
+
+Start = Callable[..., Awaitable[Client]]
+
+
+@pytest.fixture
+async def start(gateway: Gateway) -> AsyncIterator[Start]:
+    """Starts a proxy: ``await start(jobs={…})`` in front of the gateway, or of ``upstreams``.
+
+    ``upstream={…}`` adds to the one upstream. Retries wait milliseconds unless told otherwise.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def start_proxy(*, upstream: dict[str, Any] | None = None, **sections: Any) -> Client:
+            retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms"}
+            one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
+            config = load_config({"upstreams": [one], "shutdown_grace": "2s", **sections})
+            app = build_app(config)
+            url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))
+            session = await stack.enter_async_context(
+                aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
+            )
+            return Client(url, app[PROXY], session)
+
+        yield start_proxy
+
+
+@pytest.fixture
+async def proxy(start: Start) -> Client:
+    return await start()
