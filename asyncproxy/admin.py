@@ -22,7 +22,7 @@ class Admin:
         """Add the pages, and answer for all other paths under ``/-/``."""
         router.add_get("/-/healthy", self._healthy)
         router.add_get("/-/ready", self._ready)
-        router.add_route("*", "/-/{tail:.*}", answering_errors(_unknown_page))
+        router.add_route("*", r"/-/{rest:[\s\S]*}", answering_errors(_unknown_page))
 
     async def _healthy(self, request: web.Request) -> web.StreamResponse:
         """200: the process runs."""

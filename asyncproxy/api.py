@@ -78,7 +78,7 @@ class Api:
             self._add(router, endpoint, f"{path}/{{id}}", job)
             content = {"GET": self._content, "HEAD": self._content}
             self._add(router, endpoint, f"{path}/{{id}}/content", content)
-        for path in ("/v1/async", "/v1/async/{tail:.*}"):
+        for path in ("/v1/async", r"/v1/async/{rest:[\s\S]*}"):
             router.add_route(
                 "*", path, answering_errors(_unknown_endpoint), expect_handler=expect_nothing
             )

@@ -65,7 +65,7 @@ def build_app(config: Config) -> web.Application:
     app = web.Application(handler_args=_server_options(config))
     setup(app, config)
     app.router.add_route(
-        "*", "/{path:.*}", app[PROXY].pass_through.handle, expect_handler=expect_nothing
+        "*", r"/{path:[\s\S]*}", app[PROXY].pass_through.handle, expect_handler=expect_nothing
     )
     return app
 

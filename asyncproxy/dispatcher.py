@@ -126,9 +126,10 @@ class Dispatcher:
 
     def abort(self, job: Job) -> None:
         """Stop the call of a job that was deleted from the store, if it is under way here."""
-        self._rate_limits.forget(job)
         worker = self._calls.get(job.id)
-        if worker is not None:
+        if worker is None:
+            self._rate_limits.forget(job)
+        else:
             self._aborted.add(job.id)
             worker.cancel()
 
@@ -158,10 +159,13 @@ class Dispatcher:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         remaining_s = job.created_at + self._deadline_s - self._clock()
         started = self._monotonic()
+        self._rate_limits.started(job)
         try:
             outcome = await self._send(job, lane.upstream, remaining_s)
         except asyncio.CancelledError:
+            self._rate_limits.ended(job, progress=False)
             if self._was_aborted(job):
+                self._rate_limits.forget(job)
                 return
             await self._store.release(job, attempts=job.attempts)
             raise
@@ -196,34 +200,32 @@ class Dispatcher:
 
     async def _try_again(self, job: Job, lane: _Lane, outcome: Answer | CallError) -> bool:
         """Make the job pending again, if another attempt is worth it."""
-        status = outcome.status if isinstance(outcome, Answer) else None
-        limited = status in retry.RATE_LIMITED
-        if status is not None and not limited:
-            self._rate_limits.progressed(job.lane)
+        limited = isinstance(outcome, Answer) and outcome.status in retry.RATE_LIMITED
+        failures = self._rate_limits.refused(job) if limited else job.attempts + 1
+        self._rate_limits.ended(job, progress=isinstance(outcome, Answer) and not limited)
         if not retry.is_retryable(outcome.status if isinstance(outcome, Answer) else outcome):
             return False
-        counts = not limited or self._rate_limits.counts(job)
-        attempts = job.attempts + counts
-        if attempts >= lane.policy.attempts:
+        if failures >= lane.policy.attempts:
             return False
-        delay_s = self._delay_s(outcome, max(1, attempts), lane.policy)
-        if self._clock() + delay_s >= job.created_at + self._deadline_s:
-            return False
+        asked_s = self._asked_s(outcome)
+        if asked_s and self._clock() + asked_s >= job.created_at + self._deadline_s:
+            return False  # the upstream's own words say more than that the deadline has passed
+        policy = lane.policy
+        delay_s = asked_s or retry.backoff(
+            failures, base_s=policy.backoff_s, max_s=policy.max_backoff_s, rng=self._rng
+        )
         if limited:
-            await self._store.release(job, attempts=attempts)
+            await self._store.release(job, attempts=job.attempts)
             await self._store.pause(job.lane, delay_s)
         else:
-            await self._store.release(job, attempts=attempts, delay_s=delay_s)
+            await self._store.release(job, attempts=failures, delay_s=delay_s)
         return True
 
-    def _delay_s(self, outcome: Answer | CallError, attempt: int, policy: Policy) -> float:
-        if isinstance(outcome, Answer):
-            asked = retry.retry_after(outcome.header(b"retry-after"), now=self._clock())
-            if asked:
-                return asked
-        return retry.backoff(
-            attempt, base_s=policy.backoff_s, max_s=policy.max_backoff_s, rng=self._rng
-        )
+    def _asked_s(self, outcome: Answer | CallError) -> float | None:
+        """How long the upstream asks us to wait, if it does."""
+        if not isinstance(outcome, Answer):
+            return None
+        return retry.retry_after(outcome.header(b"retry-after"), now=self._clock())
 
     async def _finish(self, job: Job, outcome: Answer | ApiError, call_s: float = 0.0) -> None:
         """Record the outcome of a claimed job. Every job that ends, ends here."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
@@ -16,12 +18,12 @@ from typing import Final
 import aiohttp
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.http import HttpVersion11
+from aiohttp.http import HttpVersion10, HttpVersion11
 
 from asyncproxy import headers, submission
 from asyncproxy.credentials import KeyRing
 from asyncproxy.envelope import error_body
-from asyncproxy.errors import ApiError, MethodNotAllowed, UpgradeNotSupported
+from asyncproxy.errors import ApiError, InvalidRequest, MethodNotAllowed, UpgradeNotSupported
 from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
 from asyncproxy.middleware import authenticate
@@ -90,6 +92,8 @@ class PassThrough:
                 await self._all_done.wait()
 
     async def _exchange(self, request: web.Request, exchange: _Exchange) -> web.StreamResponse:
+        if request.version < HttpVersion10:
+            raise InvalidRequest("HTTP/0.9 does not go through this proxy. Use HTTP/1.1.")
         if request.method in ("TRACE", "CONNECT"):
             # TRACE would echo the headers that we add, and the gateway's key is among them.
             raise MethodNotAllowed(
@@ -123,7 +127,8 @@ class PassThrough:
             async with asyncio.timeout(upstream.total_s) as silence:
                 exchange.watch(silence, upstream.total_s)
                 async with upstream.stream(request.method, path, sent, data) as answer:
-                    return await exchange.relay(answer)
+                    with upstream.watching(answer):
+                        return await exchange.relay(answer)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             if exchange.refusal is not None:
                 raise exchange.refusal from None
@@ -258,6 +263,9 @@ class _Exchange:
             if self._request.version == HttpVersion11:
                 transport.close()  # the body is framed: what has arrived still gets there
             else:
+                # Nothing frames this body: only a reset tells half of it from all of it.
+                connection = transport.get_extra_info("socket")
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()
         return _Relayed(keep_alive=False)
 

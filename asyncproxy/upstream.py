@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
+from weakref import WeakKeyDictionary
 
 import aiohttp
 from multidict import CIMultiDict
@@ -37,6 +38,9 @@ _KEEPALIVE_S = 4.0
 _MAX_FIELD = 64 * 1024
 
 _READ_BUFFER = 64 * 1024
+
+# A request body is handed to the transport in pieces of this size, each when the one before has left.
+_PIECE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,9 @@ class Upstream:
         self._max_result_bytes = options.max_result_bytes
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
         self._session: aiohttp.ClientSession
+        # Connections, by the future of their end, and the body that is being read from each.
+        self._reading: WeakKeyDictionary[asyncio.Future[None], aiohttp.StreamReader | None]
+        self._reading = WeakKeyDictionary()
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
@@ -112,13 +119,14 @@ class Upstream:
         headers = self._prepared(call.headers)
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         headers["Accept-Encoding"] = "identity"
+        headers["Content-Length"] = str(len(call.body))
         timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(self.connect_s, timeout_s))
         try:
             async with self._session.request(
                 "POST",
                 URL(self._target.url(call.target), encoded=True),
                 headers=headers,
-                data=call.body,
+                data=call.body if len(call.body) <= _PIECE else _in_pieces(call.body),
                 timeout=timeout,
                 auto_decompress=True,
                 allow_redirects=False,
@@ -132,15 +140,15 @@ class Upstream:
         if (response.content_length or 0) > most:
             response.close()
             raise self._too_large()
-        content = response.content
         pieces: list[bytes] = []
         size = 0
-        while piece := await content.readany():
-            size += len(piece)
-            if size > most:
-                response.close()
-                raise self._too_large()
-            pieces.append(piece)
+        with self.watching(response):
+            while piece := await response.content.readany():
+                size += len(piece)
+                if size > most:
+                    response.close()
+                    raise self._too_large()
+                pieces.append(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _too_large(self) -> ResultTooLarge:
@@ -171,11 +179,43 @@ class Upstream:
             allow_redirects=False,
         )
 
+    @contextmanager
+    def watching(self, response: aiohttp.ClientResponse) -> Iterator[None]:
+        """Read the body of ``response`` within this: the end of its connection then ends the read.
+
+        On a chunk that is not one, aiohttp closes the connection and tells whoever waits for a
+        response, but not whoever waits for more of a body.
+        """
+        connection = response.connection
+        protocol = None if connection is None else connection.protocol
+        closed = None if protocol is None else protocol.closed
+        if closed is None:  # all of the body is here
+            yield
+            return
+        if closed not in self._reading:
+            closed.add_done_callback(self._on_closed)
+        self._reading[closed] = response.content
+        try:
+            yield
+        finally:
+            self._reading[closed] = None
+
+    def _on_closed(self, closed: asyncio.Future[None]) -> None:
+        closed.exception()  # it says no more than that the connection is closed
+        content = self._reading.pop(closed, None)
+        if content is not None and not content.is_eof() and content.exception() is None:
+            content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
+
     def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
         overridden = self._overridden
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared
+
+
+async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def translate(error: BaseException, upstream: str) -> CallError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from yarl import URL
 
 from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import load_config
@@ -56,7 +58,8 @@ class Client:
         self.session = session
 
     async def request(self, method: str, path: str, **kwargs: Any) -> Answer:
-        async with self.session.request(method, self.url + path, **kwargs) as response:
+        url = URL(self.url + path, encoded=True)
+        async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
             return Answer(response.status, response.headers, await response.read())
 
     async def get(self, path: str, **kwargs: Any) -> Answer:
@@ -64,8 +67,11 @@ class Client:
 
     async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> Answer:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        if len(data) > 1024**2:
+            kwargs["data"] = io.BytesIO(data)
         headers = {**JSON, **kwargs.pop("headers", {})}
-        return await self.request("POST", path, data=data, headers=headers, **kwargs)
+        kwargs.setdefault("data", data)
+        return await self.request("POST", path, headers=headers, **kwargs)
 
     async def submit(self, body: Any = EMBED, endpoint: str = "embeddings", **kwargs: Any) -> str:
         """Submit a job that is to be accepted. Its path."""

@@ -12,7 +12,17 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Behaviour", "Gateway", "Received", "answer", "embeddings", "in_turn", "raw", "reset", "running"]
+__all__ = [
+    "Behaviour",
+    "Gateway",
+    "Received",
+    "answer",
+    "embeddings",
+    "in_turn",
+    "raw",
+    "reset",
+    "running",
+]
 
 
 @dataclass
@@ -164,9 +174,7 @@ class Gateway:
         return not writer.is_closing() and not reader.at_eof()
 
 
-async def _read_request(
-    reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-) -> Received | None:
+async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Received | None:
     line = await reader.readline()
     if not line:
         return None

@@ -51,14 +51,24 @@ async def test_a_poll_shows_the_job_on_its_way(proxy: Client, gateway: Gateway) 
     assert (content.status, content.json()) == (202, poll.json())
     go_on.set()
     done = await proxy.outcome(path)
-    assert list(done) == ["id", "status", "created_at", "completed_at", "expires_at", "status_code", "result"]
+    assert list(done) == [
+        "id",
+        "status",
+        "created_at",
+        "completed_at",
+        "expires_at",
+        "status_code",
+        "result",
+    ]
     assert (done["status"], done["status_code"], done["result"]) == ("completed", 200, {"ok": 1})
     lifetime = datetime.fromisoformat(done["expires_at"]) - datetime.fromisoformat(done["completed_at"])
     assert lifetime == timedelta(hours=1)
 
 
 @pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
-async def test_every_endpoint_has_its_async_twin(proxy: Client, gateway: Gateway, endpoint: str) -> None:
+async def test_every_endpoint_has_its_async_twin(
+    proxy: Client, gateway: Gateway, endpoint: str
+) -> None:
     gateway.behaviour = answer({"endpoint": endpoint})
     path = await proxy.submit({"model": "m", "input": "x"}, endpoint + "?api-version=1&x=%2F")
     assert path.startswith(f"/v1/async/{endpoint}/")
@@ -79,8 +89,18 @@ async def test_the_result_is_the_upstreams_bytes(proxy: Client, gateway: Gateway
 
 
 async def test_content_is_the_upstreams_own_response(proxy: Client, gateway: Gateway) -> None:
-    headers = [("X-RateLimit-Remaining", "7"), ("Set-Cookie", "a=1"), ("Set-Cookie", "b=2"), ("Connection", "x-hop"), ("x-hop", "1")]
-    gateway.behaviour = answer({"error": {"message": "slow down", "type": "t", "code": "c", "param": None}}, status=402, headers=headers)
+    headers = [
+        ("X-RateLimit-Remaining", "7"),
+        ("Set-Cookie", "a=1"),
+        ("Set-Cookie", "b=2"),
+        ("Connection", "x-hop"),
+        ("x-hop", "1"),
+    ]
+    gateway.behaviour = answer(
+        {"error": {"message": "slow down", "type": "t", "code": "c", "param": None}},
+        status=402,
+        headers=headers,
+    )
     path = await proxy.submit()
     await proxy.outcome(path)
     content = await proxy.get(path + "/content")
@@ -96,7 +116,11 @@ async def test_content_headers_are_bounded(proxy: Client, gateway: Gateway) -> N
     path = await proxy.submit()
     await proxy.outcome(path)
     content = await proxy.get(path + "/content")
-    assert 14_000 < sum(len(k) + len(v) + 4 for k, v in content.headers.items() if k.startswith("x-")) <= 16 * 1024
+    assert (
+        14_000
+        < sum(len(k) + len(v) + 4 for k, v in content.headers.items() if k.startswith("x-"))
+        <= 16 * 1024
+    )
 
 
 async def test_a_compressed_result_is_kept_decoded(proxy: Client, gateway: Gateway) -> None:
@@ -199,14 +223,20 @@ async def test_only_the_submitter_sees_a_job(proxy: Client, gateway: Gateway) ->
     for other_answer in refused:
         assert (other_answer.status, other_answer.code) == (404, "job_not_found")
     assert len({re.sub(b"rerank", b"embedding", a.body) for a in refused}) == 1
-    assert {tuple(sorted(set(a.headers) - {"Date"})) for a in refused} == {("Cache-Control", "Content-Length", "Content-Type")}
+    assert {tuple(sorted(set(a.headers) - {"Date"})) for a in refused} == {
+        ("Cache-Control", "Content-Length", "Content-Type")
+    }
     assert (await proxy.get(path, headers=ALICE)).status == 200
 
 
 @pytest.mark.parametrize("header", ["x-bf-vk", "x-api-key", "api-key", "x-goog-api-key"])
 async def test_the_same_key_is_the_same_credential(proxy: Client, header: str) -> None:
     path = await proxy.submit(headers=ALICE)
-    for same in ({header: "sk-alice"}, {header.upper(): "sk-alice"}, {"Authorization": "bearer  sk-alice"}):
+    for same in (
+        {header: "sk-alice"},
+        {header.upper(): "sk-alice"},
+        {"Authorization": "bearer  sk-alice"},
+    ):
         await proxy.outcome(path, headers=same)
     assert (await proxy.get(path, headers={"x-bf-vk": "sk-bob", **ALICE})).status == 404
 
@@ -280,13 +310,22 @@ async def test_a_large_result_arrives_whole(proxy: Client, gateway: Gateway) -> 
 
 
 async def test_openai_errors_keep_their_parts(proxy: Client, gateway: Gateway) -> None:
-    error: dict[str, Any] = {"message": "no such model", "type": "t", "code": "model_not_found", "param": "model"}
+    error: dict[str, Any] = {
+        "message": "no such model",
+        "type": "t",
+        "code": "model_not_found",
+        "param": "model",
+    }
     gateway.behaviour = answer({"error": error}, status=404)
     done = await proxy.outcome(await proxy.submit({"model": "gone", "input": "x"}))
     assert (done["status"], done["status_code"]) == ("failed", 404)
     assert "result" not in done
     assert done["error"]["error"] == error
-    assert done["error"]["extra_fields"] == {"provider": "gateway", "model_requested": "gone", "request_type": "embedding"}
+    assert done["error"]["extra_fields"] == {
+        "provider": "gateway",
+        "model_requested": "gone",
+        "request_type": "embedding",
+    }
 
 
 @pytest.mark.parametrize("body", [b"<html>oh no</html>", b'{"detail":"oh no"}', b'{"error":"oh no"}'])
