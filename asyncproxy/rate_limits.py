@@ -17,7 +17,7 @@ __all__ = ["RateLimits"]
 
 
 class _Refusal(NamedTuple):
-    """The last 429 of a job that counted: what its lane had got through, and the calls made, by then."""
+    """The last 429 of a job that counted: its lane's progress and calls by then."""
 
     in_a_row: int
     progress: int
@@ -57,7 +57,10 @@ class RateLimits:
         self._drop_if_idle(job, lane)
 
     def refused(self, job: Job) -> int:
-        """Note that the call for ``job``, still under way here, got a 429. How many that makes in a row."""
+        """Note that the call for ``job``, still under way here, got a 429.
+
+        How many that makes in a row, while nothing of the lane got through.
+        """
         lane = self._lanes[job.lane]
         before = lane.refused.get(job.id)
         if before is None or lane.progress > before.progress:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -85,7 +86,8 @@ async def listening(app: web.Application, host: str | None, port: int) -> AsyncI
         try:
             await _Site(runner, host, port).start()
         except OSError as error:
-            reason = error.strerror or str(error)
+            # The loop puts the address into strerror; the number says why in the system's words.
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
             raise StartupError(f"cannot listen on {host or '*'}:{port}: {reason}") from error
         yield _url(runner.addresses[0])
     finally:

@@ -203,7 +203,7 @@ async def test_a_head_that_never_ends(start: Start) -> None:
 
 async def test_half_a_body_is_no_job(proxy: Client) -> None:
     head = b"POST /v1/async/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n"
-    reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    _, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
     writer.write(head + b'{"model":')
     await writer.drain()
     writer.close()

@@ -109,7 +109,8 @@ async def test_it_drips_for_ever(start: Start, gateway: Gateway) -> None:
 async def test_the_deadline_is_counted_over_all_attempts(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(
-        jobs={"deadline": "200ms"}, upstream={"retry": {"attempts": 1000, "backoff": "1ms"}, "timeout": {"total": "30ms"}}
+        jobs={"deadline": "200ms"},
+        upstream={"retry": {"attempts": 1000, "backoff": "1ms"}, "timeout": {"total": "30ms"}},
     )
     done = await fails(proxy, 504, "deadline_exceeded")
     assert 2 <= len(gateway.received) <= 10
@@ -220,7 +221,8 @@ async def test_an_upstream_that_serves_one_at_a_time_fails_no_job(
     async def one_at_a_time(request: Received, writer: asyncio.StreamWriter) -> None:
         nonlocal serving
         if serving:
-            return await answer(b"", status=429)(request, writer)
+            await answer(b"", status=429)(request, writer)
+            return
         serving = True
         await asyncio.sleep(0.05)
         serving = False

@@ -1,0 +1,499 @@
+"""One suite for every store: what `stores/base.py` promises, and the invariants under any history.
+
+A hypothesis state machine drives a dispatcher's moves, clients' moves and the clock against a model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from asyncproxy import envelope
+from asyncproxy.envelope import Answer
+from asyncproxy.errors import (
+    ApiError,
+    DeadlineExceeded,
+    IllegalTransition,
+    Overloaded,
+    StoreFull,
+    TooManyJobs,
+)
+from asyncproxy.jobs import TERMINAL, Call, Finished, Job, JobStatus
+from asyncproxy.stores.base import Limits, Store
+from asyncproxy.stores.memory import MemoryStore
+
+T = TypeVar("T")
+
+UPSTREAM = "gateway"
+LIMITS = Limits(max_live=1000, max_live_per_credential=1000, max_bytes=1024**2)
+START = 1_700_000_000.0
+
+
+class Clock:
+    """Both clocks of a store: a test moves them."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+MakeStore = Callable[[Limits, Clock], Store]
+
+
+def memory(limits: Limits, clock: Clock) -> Store:
+    return MemoryStore([UPSTREAM], limits, clock=clock, monotonic=clock)
+
+
+STORES = {"memory": memory}
+
+
+@dataclass
+class Bench:
+    """A store, its clock, and how to make another."""
+
+    make: MakeStore
+    clock: Clock
+
+    def store(self, limits: Limits = LIMITS) -> Store:
+        return self.make(limits, self.clock)
+
+
+@pytest.fixture(params=sorted(STORES))
+def bench(request: pytest.FixtureRequest) -> Bench:
+    return Bench(STORES[request.param], Clock())
+
+
+def job(
+    name: str,
+    *,
+    clock: Clock,
+    credential: bytes = b"alice",
+    model: str = "m",
+    ttl_s: int = 60,
+    body: bytes = b"{}",
+) -> Job:
+    call = Call("embeddings", "/v1/embeddings", (("Authorization", "Bearer sk"),), body)
+    return Job(name, "embeddings", credential, UPSTREAM, model, clock.now, ttl_s, call)
+
+
+def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Finished:
+    return envelope.finished(
+        claimed, Answer(200, ((b"Content-Type", b"application/json"),), body), now=clock.now
+    )
+
+
+async def nothing_to_claim(store: Store) -> None:
+    claim = asyncio.ensure_future(store.claim(UPSTREAM))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not claim.done()
+    claim.cancel()
+    await asyncio.gather(claim, return_exceptions=True)
+
+
+async def test_a_job_goes_its_way(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    pending = job("a", clock=clock)
+    await store.create(pending)
+    assert await store.get("a") == pending
+    claimed = await store.claim(UPSTREAM)
+    assert claimed.status is JobStatus.PROCESSING
+    assert await store.get("a") == claimed
+    outcome = completed(claimed, clock)
+    assert await store.finish(outcome)
+    assert await store.get("a") == outcome
+    assert store.usage() == (0, 1, outcome.size)
+
+
+async def test_a_finished_job_holds_neither_body_nor_credential(bench: Bench) -> None:
+    store = bench.store()
+    await store.create(job("a", clock=bench.clock, body=b"the secret text"))
+    await store.finish(completed(await store.claim(UPSTREAM), bench.clock))
+    found = await store.get("a")
+    assert isinstance(found, Finished)
+    kept = repr(msgspec.structs.asdict(found))
+    assert "secret" not in kept
+    assert "Bearer" not in kept
+
+
+async def test_the_outcome_is_recorded_once(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    await store.create(job("a", clock=clock))
+    claimed = await store.claim(UPSTREAM)
+    first = completed(claimed, clock, b"1")
+    assert await store.finish(first)
+    assert not await store.finish(completed(claimed, clock, b"2"))
+    await store.release(claimed, attempts=2)
+    assert await store.get("a") == first
+    await nothing_to_claim(store)
+
+
+async def test_only_a_claimed_job_can_finish(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    pending = job("a", clock=clock)
+    await store.create(pending)
+    with pytest.raises(IllegalTransition):
+        completed(pending, clock)
+    outcome = completed(msgspec.structs.replace(pending, status=JobStatus.PROCESSING), clock)
+    with pytest.raises(IllegalTransition):
+        await store.finish(outcome)
+    assert await store.get("a") == pending
+
+
+async def test_a_release_goes_back_to_the_old_place(bench: Bench) -> None:
+    store = bench.store()
+    for name in "abc":
+        await store.create(job(name, clock=bench.clock))
+    first = await store.claim(UPSTREAM)
+    await store.release(first, attempts=1)
+    again = await store.claim(UPSTREAM)
+    assert (again.id, again.attempts) == ("a", 1)
+
+
+async def test_a_release_with_a_delay_lets_others_go_first(bench: Bench) -> None:
+    store = bench.store()
+    for name in "ab":
+        await store.create(job(name, clock=bench.clock))
+    await store.release(await store.claim(UPSTREAM), attempts=1, delay_s=10)
+    assert (await store.claim(UPSTREAM)).id == "b"
+    await nothing_to_claim(store)
+    bench.clock.now += 10
+    await store.tick()
+    assert (await store.claim(UPSTREAM)).id == "a"
+
+
+async def test_a_pause_holds_its_lane_only(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    slow = job("a1", clock=clock)
+    await store.create(slow)
+    await store.create(job("a2", clock=clock))
+    await store.pause(slow.lane, 10)
+    await store.pause(slow.lane, 1)  # a shorter one does not end it
+    await store.create(job("other model", clock=clock, model="n"))
+    await store.create(job("other credential", clock=clock, credential=b"bob"))
+    assert {(await store.claim(UPSTREAM)).id for _ in range(2)} == {"other model", "other credential"}
+    clock.now += 5
+    await store.tick()
+    await nothing_to_claim(store)
+    clock.now += 5
+    await store.tick()
+    assert [(await store.claim(UPSTREAM)).id for _ in range(2)] == ["a1", "a2"]
+
+
+async def test_credentials_take_turns(bench: Bench) -> None:
+    store = bench.store()
+    for number in range(10):
+        await store.create(job(f"many{number}", clock=bench.clock, credential=b"many"))
+    await store.create(job("one", clock=bench.clock, credential=b"one"))
+    order = [(await store.claim(UPSTREAM)).id for _ in range(11)]
+    assert order.index("one") <= 1
+    assert [name for name in order if name != "one"] == [f"many{n}" for n in range(10)]
+
+
+async def test_a_waiting_claim_gets_what_comes(bench: Bench) -> None:
+    store = bench.store()
+    claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for name in "abc":
+        await store.create(job(name, clock=bench.clock))
+    assert {(await claim).id for claim in claims} == {"a", "b", "c"}
+
+
+async def test_a_cancelled_claim_loses_no_job(bench: Bench) -> None:
+    store = bench.store()
+    claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await store.create(job("a", clock=bench.clock))
+    for claim in claims:  # one of them has been woken by now, and neither has run
+        claim.cancel()
+    await asyncio.gather(*claims, return_exceptions=True)
+    got = [claim.result().id for claim in claims if not claim.cancelled()]
+    assert got or (await store.claim(UPSTREAM)).id == "a"
+
+
+async def test_a_cancelled_claim_passes_its_turn_on(bench: Bench) -> None:
+    store = bench.store()
+    claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(2)]
+    await asyncio.sleep(0)
+    await store.create(job("a", clock=bench.clock))
+    claims[1].cancel()
+    async with asyncio.timeout(5):
+        assert (await claims[0]).id == "a"
+
+
+async def test_limits_refuse_and_change_nothing(bench: Bench) -> None:
+    store, clock = (
+        bench.store(Limits(max_live=2, max_live_per_credential=1, max_bytes=1000)),
+        bench.clock,
+    )
+    await store.create(job("a", clock=clock))
+    with pytest.raises(TooManyJobs):
+        await store.create(job("b", clock=clock))
+    await store.create(job("c", clock=clock, credential=b"bob"))
+    with pytest.raises(Overloaded):
+        await store.create(job("d", clock=clock, credential=b"carol"))
+    assert await store.get("b") is None
+    assert store.usage().live == 2
+    await store.delete("c")
+    await store.create(job("d", clock=clock, credential=b"carol"))
+
+
+async def test_a_full_store_refuses_until_a_result_expires(bench: Bench) -> None:
+    store, clock = bench.store(Limits(100, 100, 2000)), bench.clock
+    await store.create(job("a", clock=clock, ttl_s=10))
+    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 1700 + b'"'))
+    with pytest.raises(StoreFull):
+        await store.create(job("b", clock=clock, body=b"x" * 200))
+    assert await store.get("a") is not None
+    clock.now += 10
+    await store.create(job("b", clock=clock, body=b"x" * 200))
+    assert await store.get("a") is None
+
+
+async def test_waiting_requests_take_half_at_the_most(bench: Bench) -> None:
+    store = bench.store(Limits(100, 100, 1000))
+    with pytest.raises(StoreFull):
+        await store.create(job("a", clock=bench.clock, body=b"x" * 501))
+    await store.create(job("b", clock=bench.clock, body=b"x" * 400))
+
+
+async def test_while_results_fill_it_nothing_is_sent(bench: Bench) -> None:
+    store, clock = bench.store(Limits(100, 100, 2000)), bench.clock
+    for name in "ab":
+        await store.create(job(name, clock=clock, ttl_s=10))
+    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 3000 + b'"'))
+    await nothing_to_claim(store)
+    clock.now += 10
+    waiting = asyncio.ensure_future(store.claim(UPSTREAM))
+    await asyncio.sleep(0)
+    await store.tick()
+    assert (await waiting).id == "b"
+
+
+async def test_expiry_is_at_its_time_and_not_before(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    for name, ttl_s in (("short", 10), ("long", 20)):
+        await store.create(job(name, clock=clock, ttl_s=ttl_s))
+        await store.finish(completed(await store.claim(UPSTREAM), clock))
+    clock.now = START + 9.999
+    assert await store.get("short") is not None
+    clock.now = START + 10
+    assert await store.get("short") is None
+    assert await store.get("long") is not None
+    await store.tick()
+    assert store.usage().results == 1
+    clock.now = START + 20
+    await store.tick()
+    assert store.usage() == (0, 0, 0)
+
+
+async def test_delete_in_every_state(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    assert not await store.delete("a")
+    await store.create(job("a", clock=clock))
+    assert await store.delete("a")
+    await nothing_to_claim(store)
+    await store.create(job("b", clock=clock))
+    claimed = await store.claim(UPSTREAM)
+    assert await store.delete("b")
+    assert not await store.finish(completed(claimed, clock))
+    await store.release(claimed, attempts=1)
+    await nothing_to_claim(store)
+    await store.create(job("c", clock=clock))
+    await store.finish(completed(await store.claim(UPSTREAM), clock))
+    assert await store.delete("c")
+    assert not await store.delete("c")
+    assert store.usage() == (0, 0, 0)
+
+
+async def test_overdue_jobs_are_claimed_once(bench: Bench) -> None:
+    store, clock = bench.store(), bench.clock
+    await store.create(job("sent", clock=clock))
+    await store.claim(UPSTREAM)
+    await store.create(job("waits", clock=clock))
+    clock.now += 10
+    await store.create(job("young", clock=clock))
+    overdue = await store.claim_overdue(START + 5)
+    assert [(j.id, j.status) for j in overdue] == [("waits", JobStatus.PROCESSING)]
+    assert await store.claim_overdue(START + 5) == []
+    assert (await store.claim(UPSTREAM)).id == "young"
+
+
+async def test_credential_keys_differ_between_stores_that_share_nothing(bench: Bench) -> None:
+    assert len(bench.store().credential_key) == 32
+    assert bench.store().credential_key != bench.store().credential_key
+
+
+class Histories(RuleBasedStateMachine):
+    """Any history of clients, dispatcher, upstream and clock, against a model of three dicts."""
+
+    make: MakeStore = staticmethod(memory)
+
+    @initialize(max_live=st.integers(1, 6), per_credential=st.integers(1, 4))
+    def begin(self, max_live: int, per_credential: int) -> None:
+        self.runner = asyncio.Runner()
+        self.clock = Clock()
+        self.limits = Limits(max_live, per_credential, 100_000)
+        self.store = self.make(self.limits, self.clock)
+        self.live: dict[str, Job] = {}
+        self.done: dict[str, Finished] = {}
+        self.gone: set[str] = set()
+        self.count = 0
+
+    def teardown(self) -> None:
+        if hasattr(self, "runner"):
+            self.runner.close()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return self.runner.run(coroutine)
+
+    @rule(
+        credential=st.sampled_from([b"a", b"b", b"c"]),
+        model=st.sampled_from("mn"),
+        ttl_s=st.integers(1, 30),
+    )
+    def submit(self, credential: bytes, model: str, ttl_s: int) -> None:
+        self.count += 1
+        new = job(str(self.count), clock=self.clock, credential=credential, model=model, ttl_s=ttl_s)
+        own = sum(j.credential == credential for j in self.live.values())
+        before = self.store.usage()
+        try:
+            self.run(self.store.create(new))
+        except ApiError as error:
+            full = isinstance(error, Overloaded) and len(self.live) >= self.limits.max_live
+            assert full or (
+                isinstance(error, TooManyJobs) and own >= self.limits.max_live_per_credential
+            )
+            assert self.store.usage() == before
+        else:
+            assert own < self.limits.max_live_per_credential
+            assert len(self.live) < self.limits.max_live
+            self.live[new.id] = new
+
+    @rule(
+        outcome=st.sampled_from(
+            ["completed", "failed", "ours", "released", "delayed", "paused", "kept"]
+        )
+    )
+    def claim(self, outcome: str) -> None:
+        claimed = self.run(_claim_now(self.store))
+        if claimed is None:
+            return
+        known = self.live[claimed.id]
+        assert known.status is JobStatus.PENDING
+        older = [
+            j
+            for j in self.live.values()
+            if j.lane == claimed.lane and j.status is JobStatus.PENDING and int(j.id) < int(claimed.id)
+        ]
+        assert not [j for j in older if j.attempts == 0], "first come, first served"
+        self.live[claimed.id] = claimed
+        if outcome in ("completed", "failed", "ours"):
+            self.end(claimed, outcome)
+        elif outcome != "kept":
+            delay_s = 5.0 if outcome == "delayed" else 0.0
+            self.run(self.store.release(claimed, attempts=claimed.attempts + 1, delay_s=delay_s))
+            if outcome == "paused":
+                self.run(self.store.pause(claimed.lane, 5.0))
+            self.live[claimed.id] = msgspec.structs.replace(
+                claimed, status=JobStatus.PENDING, attempts=claimed.attempts + 1
+            )
+
+    def end(self, claimed: Job, outcome: str) -> None:
+        if outcome == "completed":
+            finished = completed(claimed, self.clock)
+        elif outcome == "failed":
+            finished = envelope.finished(claimed, Answer(400, (), b"bad"), now=self.clock.now)
+        else:
+            finished = envelope.failed(claimed, DeadlineExceeded("late"), now=self.clock.now)
+        assert self.run(self.store.finish(finished))
+        del self.live[claimed.id]
+        self.done[claimed.id] = finished
+
+    @precondition(lambda self: any(j.status is JobStatus.PROCESSING for j in self.live.values()))
+    @rule(data=st.data())
+    def end_a_kept_one(self, data: st.DataObject) -> None:
+        kept = [j for j in self.live.values() if j.status is JobStatus.PROCESSING]
+        self.end(data.draw(st.sampled_from(kept)), data.draw(st.sampled_from(["completed", "failed"])))
+
+    @precondition(lambda self: self.live or self.done)
+    @rule(data=st.data())
+    def delete(self, data: st.DataObject) -> None:
+        name = data.draw(st.sampled_from(sorted([*self.live, *self.done])))
+        expected = name in self.live or self.done[name].expires_at > self.clock.now
+        assert self.run(self.store.delete(name)) is expected
+        self.live.pop(name, None)
+        self.done.pop(name, None)
+        self.gone.add(name)
+
+    @precondition(lambda self: self.done)
+    @rule(data=st.data())
+    def finish_twice(self, data: st.DataObject) -> None:
+        finished = data.draw(st.sampled_from(list(self.done.values())))
+        other = msgspec.structs.replace(finished, envelope=b"{}")
+        if self.run(self.store.get(finished.id)) is not None:
+            assert not self.run(self.store.finish(other))
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 29.0]), tick=st.booleans())
+    def time_passes(self, seconds: float, tick: bool) -> None:  # noqa: FBT001
+        self.clock.now += seconds
+        if tick:
+            self.run(self.store.tick())
+
+    @rule()
+    def deadline(self) -> None:
+        before = self.clock.now - 20
+        expected = {
+            j.id for j in self.live.values() if j.status is JobStatus.PENDING and j.created_at <= before
+        }
+        overdue = self.run(self.store.claim_overdue(before))
+        assert {j.id for j in overdue} == expected
+        for late in overdue:
+            self.live[late.id] = late
+            self.end(late, "ours")
+
+    @invariant()
+    def what_a_client_sees_is_true(self) -> None:
+        if not hasattr(self, "store"):
+            return
+        for name, known in self.live.items():
+            found = self.run(self.store.get(name))
+            assert isinstance(found, Job)
+            assert (found.status, found.attempts) == (known.status, known.attempts)
+        for name, finished in self.done.items():
+            found = self.run(self.store.get(name))
+            assert finished.status in TERMINAL
+            assert found == (finished if finished.expires_at > self.clock.now else None)
+        for name in self.gone:
+            assert self.run(self.store.get(name)) is None
+        usage = self.store.usage()
+        assert usage.live == len(self.live)
+        assert usage.live <= self.limits.max_live
+        size = sum(j.size for j in self.live.values())
+        size += sum(f.size for f in self.done.values() if f.expires_at > self.clock.now)
+        assert usage.bytes >= size
+
+
+async def _claim_now(store: Store) -> Job | None:
+    claim = asyncio.ensure_future(store.claim(UPSTREAM))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    if claim.done():
+        return claim.result()
+    claim.cancel()
+    await asyncio.gather(claim, return_exceptions=True)
+    return None
+
+
+TestMemoryHistories = Histories.TestCase
+TestMemoryHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

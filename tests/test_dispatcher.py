@@ -1,0 +1,282 @@
+"""The dispatcher on its own: what becomes of a job when something other than the upstream goes wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+
+from asyncproxy.dispatcher import Dispatcher, Policy
+from asyncproxy.envelope import Answer
+from asyncproxy.errors import UpstreamUnreachable
+from asyncproxy.events import JobFinished, RequestPassed
+from asyncproxy.jobs import Call, Finished, Job, JobStatus
+from asyncproxy.stores.base import Limits
+from asyncproxy.stores.memory import MemoryStore
+from asyncproxy.upstream import Upstream
+
+OK = Answer(200, ((b"Content-Type", b"application/json"),), b"{}")
+
+
+class Now:
+    """A clock that stands until it is moved."""
+
+    def __init__(self) -> None:
+        self.seconds = 1000.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass
+class FakeUpstream:
+    """Answers a call when the test says so."""
+
+    name: str = "gateway"
+    total_s: float = 60.0
+    calls: list[Call] = field(default_factory=list)
+    answers: asyncio.Queue[Any] = field(default_factory=asyncio.Queue)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def call(self, call: Call, *, timeout_s: float) -> Answer:
+        self.calls.append(call)
+        self.called.set()
+        answer = await self.answers.get()
+        if isinstance(answer, BaseException):
+            raise answer
+        assert isinstance(answer, Answer)
+        return answer
+
+
+class Seen:
+    """An observer that remembers."""
+
+    def __init__(self) -> None:
+        self.jobs: asyncio.Queue[JobFinished] = asyncio.Queue()
+
+    def job_finished(self, event: JobFinished) -> None:
+        self.jobs.put_nowait(event)
+
+    def request_passed(self, event: RequestPassed) -> None:
+        raise AssertionError
+
+
+@dataclass
+class Rig:
+    store: MemoryStore
+    upstream: FakeUpstream
+    dispatcher: Dispatcher
+    seen: Seen
+    now: Now
+
+    async def submit(self, name: str, *, credential: bytes = b"a") -> Job:
+        call = Call("embeddings", "/v1/embeddings", (), b"{}")
+        job = Job(name, "embeddings", credential, "gateway", "m", self.now(), 60, call)
+        await self.store.create(job)
+        return job
+
+    async def status(self, name: str) -> JobStatus | None:
+        found = await self.store.get(name)
+        return None if found is None else found.status
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
+    async with AsyncExitStack() as stack:
+
+        async def make_rig(policy: Policy | None = None, deadline_s: float = 100.0) -> Rig:
+            now, upstream, seen = Now(), FakeUpstream(), Seen()
+            store = MemoryStore(["gateway"], Limits(100, 100, 10**6), clock=now, monotonic=now)
+            dispatcher = Dispatcher(
+                store,
+                [
+                    (
+                        cast("Upstream", upstream),
+                        policy or Policy(concurrency=1, backoff_s=1, max_backoff_s=1),
+                    )
+                ],
+                deadline_s=deadline_s,
+                observer=seen,
+                clock=now,
+                monotonic=now,
+                rng=random.Random(1),
+            )
+            await stack.enter_async_context(dispatcher.running(grace_s=0))
+            return Rig(store, upstream, dispatcher, seen, now)
+
+        yield make_rig
+
+
+Make = Callable[..., Awaitable[Rig]]
+
+
+async def next_event(rig: Rig) -> JobFinished:
+    async with asyncio.timeout(10):
+        return await rig.seen.jobs.get()
+
+
+async def test_an_error_inside_the_proxy_fails_the_job_and_no_worker_dies(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig = await make()
+
+    def broken(*_args: object, **_kwargs: object) -> bool:
+        raise RuntimeError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("asyncproxy.retry.is_retryable", broken)
+        await rig.submit("a")
+        rig.upstream.answers.put_nowait(OK)
+        event = await next_event(rig)
+    assert (event.status, event.status_code, event.code) == (JobStatus.FAILED, 500, "interrupted")
+    assert "a bug" in caplog.text
+    await rig.submit("b")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).status is JobStatus.COMPLETED
+
+
+async def test_a_retry_waits_in_the_store_and_not_in_a_worker(make: Make) -> None:
+    rig = await make()
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(UpstreamUnreachable("down"))
+    await rig.submit("b")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "b"
+    found = await rig.store.get("a")
+    assert isinstance(found, Job)
+    assert (found.status, found.attempts) == (JobStatus.PENDING, 1)
+    rig.now.seconds += 1
+    await rig.store.tick()
+    rig.upstream.answers.put_nowait(OK)
+    event = await next_event(rig)
+    assert (event.job_id, event.attempts, event.status) == ("a", 2, JobStatus.COMPLETED)
+
+
+async def test_a_drain_gives_back_what_has_not_ended(make: Make) -> None:
+    rig = await make(Policy(concurrency=2))
+    await rig.submit("a")
+    await rig.submit("b")
+    await rig.submit("c")
+    async with asyncio.timeout(10):
+        while len(rig.upstream.calls) < 2:
+            await asyncio.sleep(0)
+    drain = asyncio.ensure_future(rig.dispatcher.drain(30))
+    await asyncio.sleep(0)
+    assert rig.dispatcher.draining
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "a"
+    await rig.dispatcher.drain(0)
+    await drain
+    assert [await rig.status(name) for name in "abc"] == [
+        JobStatus.COMPLETED,
+        JobStatus.PENDING,
+        JobStatus.PENDING,
+    ]
+    assert len(rig.upstream.calls) == 2
+    found = await rig.store.get("b")
+    assert isinstance(found, Job)
+    assert found.attempts == 0  # that the proxy was stopped is not the upstream's failure
+
+
+async def test_a_deleted_job_frees_its_worker(make: Make) -> None:
+    rig = await make()
+    job = await rig.submit("a")
+    await rig.upstream.called.wait()
+    assert await rig.store.delete("a")
+    rig.dispatcher.abort(job)
+    await rig.submit("b")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "b"
+    assert len(rig.dispatcher._rate_limits) == 0
+
+
+async def test_an_abort_that_comes_with_the_answer_kills_no_worker(make: Make) -> None:
+    """The call has ended, its worker has not run yet: the cancellation meets whatever it does next."""
+    rig = await make()
+    for name in "abcde":
+        job = await rig.submit(name)
+        rig.upstream.called.clear()
+        await rig.upstream.called.wait()
+        rig.upstream.answers.put_nowait(OK)
+        await rig.store.delete(name)
+        rig.dispatcher.abort(job)
+        async with asyncio.timeout(10):
+            while rig.dispatcher._calls:
+                await asyncio.sleep(0)
+        rig.upstream.answers = asyncio.Queue()  # the answer that nobody waited for any more
+    await rig.submit("last")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "last"
+
+
+async def test_retry_after_is_an_estimate_from_the_queue(make: Make) -> None:
+    rig = await make(Policy(concurrency=1))
+    first = await rig.submit("first")
+    await rig.upstream.called.wait()
+    processing = await rig.store.get("first")
+    assert isinstance(processing, Job)
+    assert rig.dispatcher.retry_after_s(processing) == 1
+    estimates = []
+    for number in range(10):
+        job = await rig.submit(f"own{number}")
+        estimates.append(rig.dispatcher.retry_after_s(job))
+    assert estimates == sorted(estimates)
+    assert estimates[0] < estimates[-1] <= 11
+    other = await rig.submit("other", credential=b"b")
+    assert (
+        rig.dispatcher.retry_after_s(other) <= 3
+    )  # its turn comes early, however long the others' line
+    for number in range(60):
+        job = await rig.submit(f"more{number}")
+        rig.dispatcher._lanes["gateway"].mean_call_s = 300
+    assert rig.dispatcher.retry_after_s(job) == 120
+    assert first.id == "first"
+
+
+async def test_a_paused_job_is_told_to_come_back_after_the_pause(make: Make) -> None:
+    rig = await make()
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(Answer(429, ((b"Retry-After", b"30"),), b""))
+    async with asyncio.timeout(10):
+        while await rig.status("a") is not JobStatus.PENDING or not rig.upstream.calls:
+            await asyncio.sleep(0)
+    found = await rig.store.get("a")
+    assert isinstance(found, Job)
+    assert 30 <= rig.dispatcher.retry_after_s(found) <= 32
+
+
+async def test_the_deadline_bounds_an_attempt(make: Make) -> None:
+    rig = await make(deadline_s=10)
+    timeouts = []
+    original = rig.upstream.call
+
+    async def noting(call: Call, *, timeout_s: float) -> Answer:
+        timeouts.append(timeout_s)
+        return await original(call, timeout_s=timeout_s)
+
+    rig.upstream.call = noting  # type: ignore[method-assign]
+    await rig.submit("a")
+    rig.now.seconds += 4
+    rig.upstream.answers.put_nowait(OK)
+    await next_event(rig)
+    assert timeouts == [6.0]
+
+
+async def test_what_expired_before_its_turn_is_not_sent(make: Make) -> None:
+    rig = await make(deadline_s=10)
+    await rig.submit("a")
+    await rig.upstream.called.wait()
+    await rig.submit("b")
+    rig.now.seconds += 11
+    rig.upstream.answers.put_nowait(OK)
+    events = {(await next_event(rig)).job_id for _ in range(2)}
+    assert events == {"a", "b"}
+    assert len(rig.upstream.calls) == 1
+    found = await rig.store.get("b")
+    assert isinstance(found, Finished)
+    assert b"deadline_exceeded" in found.envelope
