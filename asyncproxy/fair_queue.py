@@ -50,7 +50,7 @@ class _Tenant:
     lanes: dict[Lane, _Lane] = field(default_factory=dict)
     # Lanes by their oldest job. An item counts only while that job still is the oldest and the lane is
     # not paused: what changes a lane adds an item and leaves the old one to be skipped.
-    heads: list[tuple[int, _Lane]] = field(default_factory=list)
+    heads: list[tuple[int, int, _Lane]] = field(default_factory=list)
     enqueued: int = 0
     dequeued: int = 0
 
@@ -155,17 +155,21 @@ class FairQueue:
 
     def _announce(self, lane: _Lane) -> None:
         """Make the lane's oldest job known to its tenant, and the tenant to the ring."""
-        heapq.heappush(lane.tenant.heads, (lane.heap[0][0], lane))
+        self._push_head(lane)
         self._ring.setdefault(lane.key.credential, lane.tenant)
+
+    def _push_head(self, lane: _Lane) -> None:
+        # Counted, for a lane may be there twice with one job: lanes themselves have no order.
+        heapq.heappush(lane.tenant.heads, (lane.heap[0][0], next(self._count), lane))
 
     def _oldest(self, tenant: _Tenant, now: float) -> _Entry | None:
         while tenant.heads:
-            order, lane = heapq.heappop(tenant.heads)
+            order, _, lane = heapq.heappop(tenant.heads)
             if lane.paused_until > now or not self._clear_top(lane) or lane.heap[0][0] != order:
                 continue
             _, entry = heapq.heappop(lane.heap)
             if self._clear_top(lane):
-                heapq.heappush(tenant.heads, (lane.heap[0][0], lane))
+                self._push_head(lane)
             return entry
         return None
 
@@ -216,5 +220,4 @@ class FairQueue:
                 lane.heap = [item for item in lane.heap if not item[1].gone]
                 heapq.heapify(lane.heap)
                 if lane.heap:
-                    tenant.heads.append((lane.heap[0][0], lane))
-            heapq.heapify(tenant.heads)
+                    self._push_head(lane)

@@ -496,4 +496,4 @@ async def _claim_now(store: Store) -> Job | None:
 
 
 TestMemoryHistories = Histories.TestCase
-TestMemoryHistories.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMemoryHistories.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
