@@ -5,7 +5,8 @@ from __future__ import annotations
 from aiohttp import web
 
 from asyncproxy.dispatcher import Dispatcher
-from asyncproxy.errors import UnknownEndpoint
+from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
+from asyncproxy.intake import expect_nothing
 from asyncproxy.middleware import answering_errors
 from asyncproxy.responses import json_response
 
@@ -20,9 +21,13 @@ class Admin:
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the pages, and answer for all other paths under ``/-/``."""
-        router.add_get("/-/healthy", self._healthy)
-        router.add_get("/-/ready", self._ready)
-        router.add_route("*", r"/-/{rest:[\s\S]*}", answering_errors(_unknown_page))
+        for path, page in (("/-/healthy", self._healthy), ("/-/ready", self._ready)):
+            resource = router.add_resource(path)
+            for method in ("GET", "HEAD"):
+                resource.add_route(method, page, expect_handler=expect_nothing)
+            resource.add_route("*", answering_errors(_refuse), expect_handler=expect_nothing)
+        unknown = answering_errors(_unknown_page)
+        router.add_route("*", r"/-/{rest:[\s\S]*}", unknown, expect_handler=expect_nothing)
 
     async def _healthy(self, request: web.Request) -> web.StreamResponse:
         """200: the process runs."""
@@ -33,6 +38,10 @@ class Admin:
         if self._dispatcher.draining:
             return json_response(503, b'{"status":"unavailable","reason":"shutting down"}')
         return json_response(200, b'{"status":"ok"}')
+
+
+async def _refuse(request: web.Request) -> web.StreamResponse:
+    raise MethodNotAllowed("This page takes GET, HEAD.", allow="GET, HEAD")
 
 
 async def _unknown_page(request: web.Request) -> web.StreamResponse:

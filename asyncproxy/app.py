@@ -10,15 +10,19 @@ from typing import Any, Final
 from aiohttp import web
 
 from asyncproxy.admin import Admin
-from asyncproxy.api import Api, Lifetimes
+from asyncproxy.api import Api
+from asyncproxy.by_header import ByHeader
 from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
+from asyncproxy.middleware import answering_errors
 from asyncproxy.passthrough import PassThrough
+from asyncproxy.relay import Relay
 from asyncproxy.routing import ModelRoutes
+from asyncproxy.service import JobService, Lifetimes
 from asyncproxy.stores.base import Limits, Store
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream import Upstream, UpstreamOptions
@@ -47,6 +51,8 @@ class Proxy:
     api: Api
     admin: Admin
     pass_through: PassThrough
+    by_header: ByHeader
+    relay: Relay
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
@@ -61,11 +67,17 @@ PROXY: Final = web.AppKey("asyncproxy", Proxy)
 
 
 def build_app(config: Config) -> web.Application:
-    """The whole proxy: an application, :func:`setup`, and the pass-through as the last route."""
-    app = web.Application(handler_args=_server_options(config))
+    """The whole proxy: an application, :func:`setup`, the paths of the gateway, the pass-through."""
+    app = web.Application(handler_args=server_options(config))
     setup(app, config)
+    proxy, endpoints = app[PROXY], [ENDPOINTS[name] for name in config.jobs.endpoints]
+    proxy.relay.add_routes(app.router, endpoints)
+    proxy.by_header.add_routes(app.router, endpoints)
     app.router.add_route(
-        "*", r"/{path:[\s\S]*}", app[PROXY].pass_through.handle, expect_handler=expect_nothing
+        "*",
+        r"/{path:[\s\S]*}",
+        answering_errors(proxy.pass_through.handle),
+        expect_handler=expect_nothing,
     )
     return app
 
@@ -110,18 +122,35 @@ def _compose(config: Config) -> Proxy:
     )
     routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
     keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_key)
-    api = Api(
+    service = JobService(
         store=store,
         dispatcher=dispatcher,
         intake=intake,
         routes=routes,
         keys=keys,
-        lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1),
+        lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1, jobs.max_wait),
     )
     pass_through = PassThrough(
         upstreams=upstreams, routes=routes, intake=intake, keys=keys, observer=observer
     )
-    return Proxy(config, store, upstreams, dispatcher, api, Admin(dispatcher), pass_through)
+    relay = Relay(
+        service,
+        pass_through.send,
+        intake=intake,
+        hold_s=jobs.relay_hold,
+        max_hops=jobs.relay_max_hops,
+    )
+    return Proxy(
+        config=config,
+        store=store,
+        upstreams=upstreams,
+        dispatcher=dispatcher,
+        api=Api(service),
+        admin=Admin(dispatcher),
+        pass_through=pass_through,
+        by_header=ByHeader(service, pass_through.handle),
+        relay=relay,
+    )
 
 
 def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> UpstreamOptions:
@@ -146,7 +175,7 @@ def _policy(config: UpstreamConfig) -> Policy:
     )
 
 
-def _server_options(config: Config) -> dict[str, Any]:
+def server_options(config: Config) -> dict[str, Any]:
     """How aiohttp's server has to treat connections, whichever runner it is started by."""
     return {
         "access_log": None,  # ours has one line per job and per request passed on

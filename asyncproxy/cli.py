@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import sys
@@ -110,12 +111,12 @@ def _listening_on(config: Config, listen: str) -> Config:
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(main())
     return 0
 
 
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
     except ImportError:  # there is none for this platform
@@ -127,8 +128,9 @@ async def serve(config: Config, *, announce: Callable[[str], None] | None = None
     """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout."""
     _allow_many_connections()
     app = build_app(config)
+    _spare_the_collector()
     stop, now = _stop_signals()
-    async with listening(app, *config.address) as url:
+    async with listening(app, *config.address, send_timeout_s=config.client_timeout) as url:
         if announce is None:
             names = ", ".join(upstream.name for upstream in config.upstreams)
             print(f"asyncproxy {__version__} listens on {url}, in front of {names}", flush=True)
@@ -179,6 +181,18 @@ def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal)
     return stop, now
+
+
+def _spare_the_collector() -> None:
+    """Let the garbage collector run less often, and not over what stays for ever.
+
+    Jobs and results are freed by their reference counts: nothing of them is in a cycle, and most is not
+    even tracked. With Python's own thresholds a busy proxy collects hundreds of times a second, in
+    vain; its slowest answers were six times slower for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
 
 
 def _allow_many_connections() -> None:

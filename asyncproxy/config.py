@@ -10,7 +10,9 @@ import difflib
 import json
 import os
 import re
+import ssl
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -31,12 +33,14 @@ from pydantic import (
 
 from asyncproxy.endpoints import ENDPOINTS
 from asyncproxy.errors import ConfigError
+from asyncproxy.headers import HOP_BY_HOP
 
 __all__ = ["Config", "dump_config", "json_schema", "load_config"]
 
 _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
-_NUMBER: Final = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)")
+_NUMBER: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
+_URL_SECRET: Final = re.compile(r"(?<=://)[^/?#@\s]*(?=@)|(?<=\?).*(?=')")  # user:password@, ?query
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -54,7 +58,7 @@ def _size(value: object) -> object:
     if isinstance(value, str) and (match := _NUMBER.fullmatch(value.strip())):
         factor = _SIZE_UNITS.get(match[2] or "B")
         if factor is not None:
-            return int(float(match[1]) * factor)
+            return int(Decimal(match[1]) * factor)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ValueError("a size like 64KiB, 32MiB or 1GiB, or a number of bytes")
     return value
@@ -62,9 +66,11 @@ def _size(value: object) -> object:
 
 def _show_duration(seconds: float) -> str:
     for unit in ("d", "h", "m", "s"):
-        if seconds and seconds % _DURATION_UNITS[unit] == 0:
-            return f"{seconds / _DURATION_UNITS[unit]:g}{unit}"
-    return f"{seconds * 1000:g}ms"
+        if seconds % _DURATION_UNITS[unit] == 0:
+            return f"{int(seconds / _DURATION_UNITS[unit])}{unit}"
+    exact = Decimal(repr(seconds))
+    milliseconds = exact * 1000
+    return f"{int(milliseconds)}ms" if milliseconds == int(milliseconds) else f"{exact:f}s"
 
 
 def _show_size(size: int) -> str:
@@ -74,19 +80,25 @@ def _show_size(size: int) -> str:
     return str(size)
 
 
+# Ten years: what is longer is a slip, and overflows a date.
+_LONGEST: Final = 3650 * 86400.0
+_DURATION_SCHEMA: Final = {
+    "anyOf": [{"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$"}, {"type": "number"}]
+}
+
 Duration = Annotated[
     float,
     BeforeValidator(_duration),
-    Field(gt=0, allow_inf_nan=False),
+    Field(gt=0, le=_LONGEST, allow_inf_nan=False),
     PlainSerializer(_show_duration),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string", "pattern": r"^\d+(\.\d+)?(ms|s|m|h|d)?$"},
-                {"type": "number"},
-            ]
-        }
-    ),
+    WithJsonSchema(_DURATION_SCHEMA),
+]
+DurationOrNone = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(ge=0, le=_LONGEST, allow_inf_nan=False),
+    PlainSerializer(_show_duration),
+    WithJsonSchema(_DURATION_SCHEMA),
 ]
 Size = Annotated[
     int,
@@ -119,9 +131,9 @@ class TimeoutConfig(_Section):
 class RetryConfig(_Section):
     attempts: Count = 3
     """Calls per job at the most, the first included."""
-    backoff: Duration = 0.5
+    backoff: DurationOrNone = 0.5
     """The upper bound of the first wait; it doubles with each attempt."""
-    max_backoff: Duration = 30.0
+    max_backoff: DurationOrNone = 30.0
     """The upper bound of any wait that the upstream has not asked for."""
 
 
@@ -153,9 +165,13 @@ class UpstreamConfig(_Section):
             _ = parts.port
         except ValueError:
             raise ValueError(right) from None
-        if parts.scheme == "unix" and parts.path.startswith("/"):
+        if not value.isascii() or re.search(r"[\x00-\x20\x7f]", value):
+            raise ValueError(right)
+        if parts.scheme == "unix" and not parts.netloc:
+            if not re.fullmatch(r"/[^:]+(:(/.*)?)?", parts.path):
+                raise ValueError(right)
             return value
-        if not known or not value.isascii() or re.search(r"[\x00-\x20\x7f]", value):
+        if not known:
             raise ValueError(right)
         if parts.username is not None or parts.password is not None:
             raise ValueError("a URL without credentials; they belong into `headers`")
@@ -166,7 +182,11 @@ class UpstreamConfig(_Section):
     @field_validator("headers")
     @classmethod
     def _are_headers(cls, value: dict[str, SecretStr]) -> dict[str, SecretStr]:
+        if len({name.lower() for name in value}) < len(value):
+            raise ValueError("each header once")
         for name, secret in value.items():
+            if name.lower() in HOP_BY_HOP | {"content-length"}:
+                raise ValueError(f"headers that travel end to end, unlike {name}")
             if not _TOKEN.fullmatch(name):
                 raise ValueError(f"header names, which {name!r} is not")
             if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", secret.get_secret_value()):
@@ -176,8 +196,11 @@ class UpstreamConfig(_Section):
     @field_validator("ca_file")
     @classmethod
     def _exists(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).is_file():
-            raise ValueError("the path of a PEM file")
+        if value is not None:
+            try:
+                ssl.create_default_context(cafile=value)
+            except OSError:  # ssl.SSLError is one too
+                raise ValueError("the path of a PEM file with certificates") from None
         return value
 
 
@@ -203,6 +226,12 @@ class JobsConfig(_Section):
     """The largest body of a job."""
     max_result_bytes: Size = 64 * 1024**2
     """The largest answer of an upstream to a job."""
+    max_wait: Duration = 60.0
+    """The longest that a poll is held for a client that asks to wait."""
+    relay_hold: Duration = 50.0
+    """How long a relayed request is held before it is redirected."""
+    relay_max_hops: Annotated[int, Field(ge=1, le=1000)] = 18
+    """Redirects of a relayed request before it is answered 503: clients follow 20 to 30."""
 
     @field_validator("endpoints")
     @classmethod
@@ -250,7 +279,7 @@ class Config(_Section):
     """For the head of a request, and between pieces of its body."""
     jobs: JobsConfig = JobsConfig()
     store: StoreConfig = StoreConfig()
-    shutdown_grace: Duration = 30.0
+    shutdown_grace: DurationOrNone = 30.0
     """How long calls in flight may go on after SIGTERM."""
     log: LogConfig = LogConfig()
 
@@ -297,7 +326,10 @@ def load_config(
     else:
         data = _read(Path(source))
     problems: list[str] = []
-    data = _expand(data, "", os.environ if environ is None else environ, problems)
+    try:
+        data = _expand(data, "", os.environ if environ is None else environ, problems)
+    except RecursionError:
+        raise ConfigError(["the file holds itself, by an alias; right would be a tree"]) from None
     if not isinstance(data, dict):
         raise ConfigError([f"found {_shown(data)}; right would be a mapping with `upstreams`"])
     try:
@@ -314,7 +346,17 @@ def load_config(
 
 def dump_config(config: Config) -> str:
     """The effective configuration as YAML, secrets masked."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    data = _escaped(config.model_dump(mode="json"))
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _escaped(node: Any) -> Any:
+    """``node`` with each dollar as it has to be written, so that it loads again as it is."""
+    if isinstance(node, dict):
+        return {key: _escaped(value) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_escaped(value) for value in node]
+    return node.replace("$", "$$") if isinstance(node, str) else node
 
 
 def json_schema() -> str:
@@ -350,6 +392,8 @@ def _read(path: Path) -> object:
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
     try:
         return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
+    except ValueError as error:  # a scalar that looks like a number or a date and is none
+        raise ConfigError([f"{path}: {error}"]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -374,7 +418,9 @@ def _expand(node: Any, path: str, environ: Mapping[str, str], problems: list[str
         dollar, name, default = match.groups()
         if dollar:
             return "$"
-        value = environ.get(name) or default
+        value = environ.get(name)
+        if not value and default is not None:
+            value = default
         if value is None:
             problems.append(
                 f"{path}: the environment variable {name} is not set; "
@@ -402,6 +448,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
             yield f"{path}: missing; it has no default"
         else:
             right = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+            right = _PLAIN_WORDS.get(kind, right)
             found = "a secret" if _is_secret(loc) else _shown(item["input"])
             yield f"{path or 'the file'}: found {found}; right would be {right}"
 
@@ -416,8 +463,19 @@ def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
     return list(model.model_fields)
 
 
+_PLAIN_WORDS: Final = {
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "dict_type": "a mapping",
+    "list_type": "a list",
+    "string_type": "text",
+    "too_short": "at least one",
+}
+
+
 def _is_secret(loc: tuple[int | str, ...]) -> bool:
-    return "headers" in loc or loc[:2] == ("auth", "keys")
+    """Whether a secret belongs there, or stands there by a mistake that is easily made."""
+    return "headers" in loc or loc[:1] == ("auth",)
 
 
 def _shown(value: object) -> str:
@@ -429,5 +487,5 @@ def _shown(value: object) -> str:
         return "nothing"
     if isinstance(value, BaseModel):
         return "these values together"
-    text = repr(value)
+    text = _URL_SECRET.sub("***", repr(value))
     return text if len(text) <= 80 else text[:79] + "…"

@@ -7,7 +7,6 @@ backoff: a job that is to be tried again goes back to the store until its time.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
@@ -16,7 +15,9 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from asyncproxy import envelope, retry
+import msgspec
+
+from asyncproxy import envelope, retry, submission
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import (
     ApiError,
@@ -40,6 +41,9 @@ logger = logging.getLogger(__name__)
 # What a poll may be told to wait, in seconds: OpenAI SDKs ignore a Retry-After above.
 _LONGEST_WAIT = 120
 
+# After an error of our own, so that one that stays does not keep a core busy.
+_PAUSE_AFTER_ERROR_S = 1.0
+
 # How much the last call weighs in the moving average of their durations.
 _SMOOTHING = 0.1
 
@@ -55,7 +59,9 @@ class Policy:
 
 
 @dataclass(slots=True)
-class _Lane:
+class _Pool:
+    """The workers of one upstream."""
+
     upstream: Upstream
     policy: Policy
     mean_call_s: float = 1.0
@@ -80,7 +86,7 @@ class Dispatcher:
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
-        self._lanes = {upstream.name: _Lane(upstream, policy) for upstream, policy in upstreams}
+        self._pools = {upstream.name: _Pool(upstream, policy) for upstream, policy in upstreams}
         self._deadline_s = deadline_s
         self._observer = observer
         self._clock = clock
@@ -97,9 +103,9 @@ class Dispatcher:
         """Work for the length of a ``with``; its end is a :meth:`drain`."""
         housekeeping = asyncio.create_task(self._keep_house(), name="asyncproxy-housekeeping")
         self._workers = {
-            asyncio.create_task(self._work(lane), name=f"asyncproxy-{name}-{number}")
-            for name, lane in self._lanes.items()
-            for number in range(lane.policy.concurrency)
+            asyncio.create_task(self._work(pool), name=f"asyncproxy-{name}-{number}")
+            for name, pool in self._pools.items()
+            for number in range(pool.policy.concurrency)
         }
         try:
             yield
@@ -115,6 +121,7 @@ class Dispatcher:
         shorter grace in the second call ends the first.
         """
         self.draining = True
+        self._store.release_waiters()
         sending = set(self._calls.values())
         for worker in self._workers - sending:
             worker.cancel()
@@ -135,43 +142,58 @@ class Dispatcher:
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
-        lane = self._lanes[job.upstream]
-        wait = lane.mean_call_s
+        pool = self._pools[job.upstream]
+        wait = pool.mean_call_s
         place = self._store.place(job.id) if job.status is JobStatus.PENDING else None
         if place is not None:
-            wait *= 1 + place.ahead / lane.policy.concurrency
+            wait *= 1 + place.ahead / pool.policy.concurrency
             if place.not_before:
-                wait = max(wait, place.not_before - self._monotonic() + lane.mean_call_s)
+                wait = max(wait, place.not_before - self._monotonic() + pool.mean_call_s)
         return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
 
-    async def _work(self, lane: _Lane) -> None:
+    async def _work(self, pool: _Pool) -> None:
         while not self.draining:
-            job = await self._store.claim(lane.upstream.name)
             try:
-                await self._run(job, lane)
+                job = await self._store.claim(pool.upstream.name)
+            except Exception:
+                logger.exception("no job can be claimed: an error inside the proxy")
+                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+                continue
+            try:
+                await self._run(job, pool)
             except Exception:
                 logger.exception("job %s: an error inside the proxy", job.id)
-                # Whatever happened: a job that is still ours must not stay processing for ever.
-                with contextlib.suppress(IllegalTransition):
-                    await self._finish(job, Interrupted("An error inside the proxy ended this job."))
+                await self._interrupt(job)
 
-    async def _run(self, job: Job, lane: _Lane) -> None:
+    async def _interrupt(self, job: Job) -> None:
+        """End a job that met an error of ours. Whatever happens, it must not stay processing."""
+        try:
+            await self._finish(job, Interrupted("An error inside the proxy ended this job."))
+        except IllegalTransition:
+            return  # it is pending again, or done: the error came later
+        except Exception:
+            logger.exception("job %s: its end cannot be recorded, it is tried again", job.id)
+            await self._store.release(job, attempts=job.attempts, delay_s=_PAUSE_AFTER_ERROR_S)
+
+    async def _run(self, job: Job, pool: _Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         remaining_s = job.created_at + self._deadline_s - self._clock()
         started = self._monotonic()
         self._rate_limits.started(job)
         try:
-            outcome = await self._send(job, lane.upstream, remaining_s)
-        except asyncio.CancelledError:
+            outcome = await self._send(job, pool.upstream, remaining_s)
+        except BaseException as error:
             self._rate_limits.ended(job, progress=False)
+            if not isinstance(error, asyncio.CancelledError):
+                raise
             if self._was_aborted(job):
                 self._rate_limits.forget(job)
                 return
             await self._store.release(job, attempts=job.attempts)
             raise
         call_s = self._monotonic() - started
-        lane.mean_call_s += _SMOOTHING * (call_s - lane.mean_call_s)
-        if not await self._try_again(job, lane, outcome):
+        pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
+        if not (await self._try_again(job, pool, outcome) or await self._fall_back(job, outcome)):
             await self._finish(job, outcome, call_s)
 
     async def _send(self, job: Job, upstream: Upstream, remaining_s: float) -> Answer | CallError:
@@ -198,27 +220,47 @@ class Dispatcher:
         assert worker is not None
         return worker.uncancel() == 0
 
-    async def _try_again(self, job: Job, lane: _Lane, outcome: Answer | CallError) -> bool:
+    async def _try_again(self, job: Job, pool: _Pool, outcome: Answer | CallError) -> bool:
         """Make the job pending again, if another attempt is worth it."""
         limited = isinstance(outcome, Answer) and outcome.status in retry.RATE_LIMITED
         failures = self._rate_limits.refused(job) if limited else job.attempts + 1
         self._rate_limits.ended(job, progress=isinstance(outcome, Answer) and not limited)
         if not retry.is_retryable(outcome.status if isinstance(outcome, Answer) else outcome):
             return False
-        if failures >= lane.policy.attempts:
-            return False
+        policy = pool.policy
         asked_s = self._asked_s(outcome)
-        if asked_s and self._clock() + asked_s >= job.created_at + self._deadline_s:
-            return False  # the upstream's own words say more than that the deadline has passed
-        policy = lane.policy
         delay_s = asked_s or retry.backoff(
             failures, base_s=policy.backoff_s, max_s=policy.max_backoff_s, rng=self._rng
         )
-        if limited:
-            await self._store.release(job, attempts=job.attempts)
-            await self._store.pause(job.lane, delay_s)
-        else:
-            await self._store.release(job, attempts=failures, delay_s=delay_s)
+        # Past the deadline the upstream's own words say more than that the deadline has passed.
+        too_late = bool(asked_s) and self._clock() + delay_s >= job.created_at + self._deadline_s
+        if failures >= policy.attempts or too_late:
+            if limited:
+                await self._store.pause(job.lane, delay_s)
+            return False
+        attempts = job.attempts if limited else failures
+        await self._store.release(job, attempts=attempts, delay_s=delay_s, whole_lane=limited)
+        return True
+
+    async def _fall_back(self, job: Job, outcome: Answer | CallError) -> bool:
+        """Make the job pending again for the next of its models, if this one has failed for good."""
+        if not job.fallbacks or job.fallback_index is None:
+            return False
+        ended = outcome.status if isinstance(outcome, Answer) else outcome
+        if ended != 404 and not retry.is_retryable(ended):
+            return False
+        following, rest = job.fallbacks[0], job.fallbacks[1:]
+        body = submission.with_model(job.call.body, following.model)
+        self._rate_limits.forget(job)
+        job = msgspec.structs.replace(
+            job,
+            upstream=following.upstream,
+            model=following.model,
+            call=msgspec.structs.replace(job.call, body=body),
+            fallbacks=rest,
+            fallback_index=job.fallback_index + 1,
+        )
+        await self._store.release(job, attempts=0)
         return True
 
     def _asked_s(self, outcome: Answer | CallError) -> float | None:
@@ -253,7 +295,7 @@ class Dispatcher:
                     total_s=now - job.created_at,
                     call_s=call_s,
                     result_bytes=finished.end - finished.start,
-                    detail=repr(error.__cause__) if error and error.__cause__ else "",
+                    detail=error.detail if error else "",
                 )
             )
 
@@ -261,11 +303,15 @@ class Dispatcher:
         while True:
             await asyncio.sleep(1.0)
             try:
-                await self._store.tick()
-                for job in await self._store.claim_overdue(self._clock() - self._deadline_s):
-                    await self._finish(job, self._deadline_exceeded())
+                await self.tidy()
             except Exception:
                 logger.exception("housekeeping: an error inside the proxy")
+
+    async def tidy(self) -> None:
+        """Give back what has expired, and fail the jobs that waited past their deadline."""
+        await self._store.tick()
+        for job in await self._store.claim_overdue(self._clock() - self._deadline_s):
+            await self._finish(job, self._deadline_exceeded())
 
     def _deadline_exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The job was not done {self._deadline_s:g} s after its submission.")

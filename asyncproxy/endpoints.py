@@ -12,12 +12,17 @@ __all__ = ["ENDPOINTS", "Endpoint"]
 class Endpoint(msgspec.Struct, frozen=True):
     """``name`` is the path under ``/v1/``, ``request_type`` what Bifrost calls a request to it.
 
-    ``required`` names the fields that a JSON body needs beside ``model``.
+    ``required`` names the fields that a JSON body needs beside ``model``, ``parts`` those that a form
+    needs. ``repeatable``: equal requests have equal answers. ``media``: the answer may be something
+    other than JSON.
     """
 
     name: str
     request_type: str
     required: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
+    repeatable: bool = False
+    media: bool = False
 
     @property
     def sync_path(self) -> str:
@@ -27,20 +32,24 @@ class Endpoint(msgspec.Struct, frozen=True):
     def async_path(self) -> str:
         return f"/v1/async/{self.name}"
 
+    @property
+    def relay_path(self) -> str:
+        return f"/v1/relay/{self.name}"
+
 
 ENDPOINTS: Final = {
     endpoint.name: endpoint
     for endpoint in (
-        Endpoint("embeddings", "embedding", required=("input",)),
+        Endpoint("embeddings", "embedding", required=("input",), repeatable=True),
         Endpoint("completions", "text_completion"),
         Endpoint("chat/completions", "chat_completion"),
         Endpoint("responses", "responses"),
-        Endpoint("rerank", "rerank"),
-        Endpoint("audio/speech", "speech"),
-        Endpoint("audio/transcriptions", "transcription"),
+        Endpoint("rerank", "rerank", repeatable=True),
+        Endpoint("audio/speech", "speech", media=True),
+        Endpoint("audio/transcriptions", "transcription", parts=("file",), media=True),
         Endpoint("images/generations", "image_generation"),
-        Endpoint("images/edits", "image_edit"),
-        Endpoint("images/variations", "image_variation"),
-        Endpoint("ocr", "ocr"),
+        Endpoint("images/edits", "image_edit", parts=("image",)),
+        Endpoint("images/variations", "image_variation", parts=("image",)),
+        Endpoint("ocr", "ocr", repeatable=True),
     )
 }

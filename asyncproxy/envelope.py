@@ -6,7 +6,10 @@ is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
 
 from __future__ import annotations
 
+from binascii import b2a_base64
+from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -17,11 +20,16 @@ from asyncproxy.errors import ApiError, InvalidUpstreamResponse
 from asyncproxy.headers import CONTENT_LIMIT, response_lines
 from asyncproxy.jobs import Finished, Job, JobStatus, advance
 
-__all__ = ["Answer", "error_body", "failed", "finished", "live", "timestamp"]
+__all__ = ["Answer", "error_body", "failed", "finished", "live", "pieces", "size", "timestamp"]
 
 # Characters kept of an upstream's error that has no shape, and of a model name in an error.
 _MESSAGE_LIMIT: Final = 2000
 _MODEL_LIMIT: Final = 256
+
+_BODILESS: Final = frozenset({204, 205})
+
+# Encoded at once; a multiple of 3, so that the pieces join.
+_ENCODED_PIECE: Final = 48 * 1024
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
@@ -41,8 +49,13 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC, with milliseconds and a ``Z``."""
-    moment = datetime.fromtimestamp(seconds, UTC)
-    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+    milliseconds = round(seconds * 1000)
+    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03}Z"
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def live(job: Job) -> bytes:
@@ -65,14 +78,40 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
         return _finish(job, JobStatus.FAILED, answer.status, error, now, head, answer.body)
-    _check_json(answer)
-    return _finish(job, JobStatus.COMPLETED, answer.status, answer.body or b"null", now, head, None)
+    media_type = _media_type(answer)
+    if answer.status in _BODILESS or _is_json(media_type):
+        _check_json(answer)
+        body = answer.body or b"null"
+        return _finish(job, JobStatus.COMPLETED, answer.status, body, now, head, None)
+    if not ENDPOINTS[job.endpoint].media:
+        raise InvalidUpstreamResponse(
+            f"The upstream answered {answer.status} with {media_type[:100]}, "
+            "where application/json was expected."
+        )
+    frame = msgspec.json.encode({"content_type": media_type, "audio": ""})
+    finished = _finish(job, JobStatus.COMPLETED, answer.status, frame, now, head, answer.body)
+    middle = finished.start + len(frame) - len(b'"}')
+    return msgspec.structs.replace(finished, start=middle, end=middle, encoded=True)
+
+
+def pieces(outcome: Finished) -> Iterator[bytes]:
+    """The envelope of an ``encoded`` outcome: its content is encoded as it is written."""
+    content = outcome.content or b""
+    yield outcome.envelope[: outcome.start]
+    for start in range(0, len(content), _ENCODED_PIECE):
+        yield b2a_base64(content[start : start + _ENCODED_PIECE], newline=False)
+    yield outcome.envelope[outcome.start :]
+
+
+def size(outcome: Finished) -> int:
+    """How many bytes the envelope of an outcome has."""
+    encoded = 4 * ((len(outcome.content or b"") + 2) // 3) if outcome.encoded else 0
+    return len(outcome.envelope) + encoded
 
 
 def failed(job: Job, error: ApiError, *, now: float) -> Finished:
     """The outcome of ``job`` where there is none of the upstream: our own reason."""
-    error.provider, error.model = job.upstream, job.model
-    body = error_body(error, endpoint=job.endpoint)
+    body = _shaped(error.status, _parts(error), _extra_of(job))
     head = b"Content-Type: application/json\r\n"
     return _finish(job, JobStatus.FAILED, error.status, body, now, head, None)
 
@@ -89,11 +128,18 @@ def _finish(
     advance(job, status)
     expires_at = now + job.ttl_s
     key = "result" if status is JobStatus.COMPLETED else "error"
-    prefix = (
-        f'{{"id":"{job.id}","status":"{status.value}","created_at":"{timestamp(job.created_at)}",'
-        f'"completed_at":"{timestamp(now)}","expires_at":"{timestamp(expires_at)}",'
-        f'"status_code":{status_code},"{key}":'
-    ).encode()
+    extra = b""
+    if job.fallback_index is not None:
+        extra = b'"extra_fields":%b,' % msgspec.json.encode(_extra_of(job))
+    prefix = b"".join(
+        (
+            f'{{"id":"{job.id}","status":"{status.value}","created_at":"{timestamp(job.created_at)}",'
+            f'"completed_at":"{timestamp(now)}","expires_at":"{timestamp(expires_at)}",'
+            f'"status_code":{status_code},'.encode(),
+            extra,
+            f'"{key}":'.encode(),
+        )
+    )
     start, end = len(prefix), len(prefix) + len(spliced)
     if status is JobStatus.COMPLETED and status_code == 204:
         end = start  # the envelope says null, /content has no body
@@ -112,16 +158,18 @@ def _finish(
     )
 
 
+def _media_type(answer: Answer) -> str:
+    return (answer.header(b"content-type") or "application/json").partition(";")[0].strip().lower()
+
+
+def _is_json(media_type: str) -> bool:
+    subtype = media_type.rpartition("/")[2]
+    return subtype == "json" or subtype.endswith("+json")
+
+
 def _check_json(answer: Answer) -> None:
-    if not answer.body and answer.status in (204, 205):
+    if not answer.body and answer.status in _BODILESS:
         return
-    media_type = (answer.header(b"content-type") or "application/json").partition(";")[0].strip()
-    subtype = media_type.lower().rpartition("/")[2]
-    if subtype != "json" and not subtype.endswith("+json"):
-        raise InvalidUpstreamResponse(
-            f"The upstream answered {answer.status} with {media_type[:100]}, "
-            "where application/json was expected."
-        )
     try:
         jsontext.check(answer.body)
     except jsontext.InvalidText as error:
@@ -132,35 +180,36 @@ def _check_json(answer: Answer) -> None:
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
     """An error of ours in the one shape of the wire contract, section 8."""
-    return _error_body(
-        error.status,
-        {
-            "type": error.type,
-            "code": error.code,
-            "message": error.message,
-            "param": error.param,
-        },
-        provider=error.provider,
-        model=error.model,
-        endpoint=endpoint,
-    )
+    request_type = ENDPOINTS[endpoint].request_type if endpoint else ""
+    return _shaped(error.status, _parts(error), _extra(error.provider, error.model, request_type))
 
 
-def _error_body(
-    status: int, error: dict[str, Any], *, provider: str, model: str, endpoint: str | None
-) -> bytes:
+def _shaped(status: int, error: dict[str, Any], extra_fields: dict[str, Any]) -> bytes:
     return msgspec.json.encode(
         {
             "is_bifrost_error": False,
             "status_code": status,
             "error": error,
-            "extra_fields": {
-                "provider": provider,
-                "model_requested": model[:_MODEL_LIMIT],
-                "request_type": ENDPOINTS[endpoint].request_type if endpoint else "",
-            },
+            "extra_fields": extra_fields,
         }
     )
+
+
+def _parts(error: ApiError) -> dict[str, Any]:
+    return {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
+
+
+def _extra(provider: str, model: str, request_type: str) -> dict[str, Any]:
+    return {
+        "provider": provider,
+        "model_requested": model[:_MODEL_LIMIT],
+        "request_type": request_type,
+    }
+
+
+def _extra_of(job: Job) -> dict[str, Any]:
+    extra = _extra(job.upstream, job.model, ENDPOINTS[job.endpoint].request_type)
+    return extra if job.fallback_index is None else {**extra, "fallback_index": job.fallback_index}
 
 
 class _OpenAIError(msgspec.Struct):
@@ -190,6 +239,4 @@ def _upstream_error(job: Job, answer: Answer) -> bytes:
         text = answer.body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
         message = text[:_MESSAGE_LIMIT] or f"The upstream answered {answer.status} with no body."
         error = {"type": "upstream_error", "code": None, "message": message, "param": None}
-    return _error_body(
-        answer.status, error, provider=job.upstream, model=job.model, endpoint=job.endpoint
-    )
+    return _shaped(answer.status, error, _extra_of(job))

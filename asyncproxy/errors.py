@@ -6,6 +6,7 @@
     ├── IllegalTransition           a job asked to make a step that the table in jobs.py forbids
     └── ApiError                    answered to a client, or recorded as the outcome of a job
         ├── InvalidJson                 400 invalid_json
+        ├── InvalidForm                 400 invalid_form
         ├── MissingParameter            400 missing_required_parameter
         ├── InvalidType                 400 invalid_type
         ├── StreamingNotSupported       400 streaming_not_supported
@@ -18,12 +19,14 @@
         ├── RequestTimeout              408 request_timeout
         ├── RequestTooLarge             413 request_too_large
         ├── UnsupportedMediaType        415 unsupported_media_type
+        ├── IdempotencyKeyReused        422 idempotency_key_reused
         ├── TooManyJobs                 429 too_many_jobs
         ├── InternalError               500 internal_error
         ├── UpgradeNotSupported         501 upgrade_not_supported
         ├── Overloaded                  503 overloaded
         ├── StoreFull                   503 store_full
         ├── ShuttingDown                503 shutting_down
+        ├── StillRunning                503 still_running
         └── CallError                   a call to an upstream that brought no usable answer
             ├── Interrupted                 500 interrupted
             ├── UpstreamUnreachable         502 upstream_unreachable
@@ -33,7 +36,7 @@
             └── DeadlineExceeded            504 deadline_exceeded
 
 A message says what was wrong and what would be right. It never holds a credential or an internal
-address: those stay in ``__cause__``, for the log.
+address.
 """
 
 from __future__ import annotations
@@ -47,10 +50,12 @@ __all__ = [
     "CallError",
     "ConfigError",
     "DeadlineExceeded",
+    "IdempotencyKeyReused",
     "IllegalTransition",
     "InternalError",
     "Interrupted",
     "InvalidApiKey",
+    "InvalidForm",
     "InvalidJson",
     "InvalidRequest",
     "InvalidType",
@@ -65,6 +70,7 @@ __all__ = [
     "ResultTooLarge",
     "ShuttingDown",
     "StartupError",
+    "StillRunning",
     "StoreFull",
     "StreamingNotSupported",
     "TooManyJobs",
@@ -104,7 +110,8 @@ class ApiError(AsyncProxyError):
 
     ``headers`` are further response headers (``Retry-After``, ``Allow``); ``close`` says that the
     connection cannot be used again, because the rest of the request is still to come. ``provider``
-    and ``model`` are what is known of the request by whoever lets the error pass.
+    and ``model`` are what is known of the request by whoever lets the error pass; ``detail`` is for
+    the log only, and may name an address.
     """
 
     status: ClassVar[int] = 500
@@ -113,6 +120,7 @@ class ApiError(AsyncProxyError):
     close: bool = False
     provider: str = ""
     model: str = ""
+    detail: str = ""
 
     def __init__(
         self,
@@ -133,6 +141,10 @@ class _InvalidRequestError(ApiError):
 
 class InvalidJson(_InvalidRequestError):
     status, code = 400, "invalid_json"
+
+
+class InvalidForm(_InvalidRequestError):
+    status, code = 400, "invalid_form"
 
 
 class MissingParameter(_InvalidRequestError):
@@ -194,6 +206,10 @@ class UnsupportedMediaType(_InvalidRequestError):
     status, code = 415, "unsupported_media_type"
 
 
+class IdempotencyKeyReused(_InvalidRequestError):
+    status, code = 422, "idempotency_key_reused"
+
+
 class _RetryLaterError(ApiError):
     """Pressure: nothing has changed, and the same request may succeed ``retry_after_s`` later."""
 
@@ -224,6 +240,10 @@ class StoreFull(_RetryLaterError):
 
 class ShuttingDown(_RetryLaterError):
     status, code = 503, "shutting_down"
+
+
+class StillRunning(_RetryLaterError):
+    status, code = 503, "still_running"
 
 
 class CallError(ApiError):

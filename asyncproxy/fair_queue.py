@@ -152,6 +152,9 @@ class FairQueue:
         heapq.heappush(lane.heap, (entry.order, entry))
         if lane.heap[0][1] is entry:
             self._announce(lane)
+            if len(lane.heap) > 1:  # it went before the one that was announced
+                self._stale += 1
+                self._compact()
 
     def _announce(self, lane: _Lane) -> None:
         """Make the lane's oldest job known to its tenant, and the tenant to the ring."""
@@ -211,7 +214,11 @@ class FairQueue:
         self._timers = [
             item
             for item in self._timers
-            if not (item[2].gone if isinstance(item[2], _Entry) else item[0] != item[2].paused_until)
+            if (
+                not item[2].gone
+                if isinstance(item[2], _Entry)
+                else item[2].waiting and item[0] == item[2].paused_until
+            )
         ]
         heapq.heapify(self._timers)
         for tenant in self._tenants.values():

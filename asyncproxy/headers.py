@@ -56,14 +56,21 @@ _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 # Written anew for each hop, from what we know of it.
 _REPLACED: Final = frozenset({"host", "expect", "content-length"})
 
+# What ``Connection`` says nearly always: nothing that is a field.
+_USUAL: Final = frozenset({"keep-alive", "close"})
+
+_HOP_BY_HOP_BYTES: Final = frozenset(name.encode() for name in HOP_BY_HOP)
+
 Pairs = list[tuple[str, str]]
 
 
 def hop_by_hop(connection: Iterable[str]) -> frozenset[str]:
     """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
     named = {name.strip().lower() for value in connection for name in value.split(",")}
+    if named <= _USUAL:
+        return HOP_BY_HOP
     # Content-Length and Host cannot be declared hop by hop: that would change what the message is.
-    return HOP_BY_HOP | (named - {"", "content-length", "host"}) if named else HOP_BY_HOP
+    return HOP_BY_HOP | (named - {"", "content-length", "host"})
 
 
 def request_headers(
@@ -122,10 +129,10 @@ def response_lines(
     case. Past ``limit`` bytes the rest is left out, whole fields only.
     """
     raw = tuple(raw)
-    dropped = {
-        name.encode()
-        for name in hop_by_hop(v.decode("latin-1") for k, v in raw if k.lower() == b"connection")
-    }
+    dropped = _HOP_BY_HOP_BYTES
+    connection = [v.decode("latin-1") for k, v in raw if k.lower() == b"connection"]
+    if connection and (named := hop_by_hop(connection)) is not HOP_BY_HOP:
+        dropped = frozenset(name.encode() for name in named)
     lines: list[bytes] = []
     size = 0
     for name, value in raw:

@@ -17,7 +17,17 @@ import msgspec
 
 from asyncproxy.errors import IllegalTransition
 
-__all__ = ["TERMINAL", "TRANSITIONS", "Call", "Finished", "Job", "JobStatus", "Lane", "advance"]
+__all__ = [
+    "TERMINAL",
+    "TRANSITIONS",
+    "Call",
+    "Fallback",
+    "Finished",
+    "Job",
+    "JobStatus",
+    "Lane",
+    "advance",
+]
 
 
 class JobStatus(enum.StrEnum):
@@ -37,12 +47,21 @@ TRANSITIONS: Final = {
 }
 
 
+# Bytes of memory beside the contents, measured: of a job or result, with its places in the store's
+# tables, and of a header field.
+_PER_RECORD: Final = 768
+_PER_HEADER: Final = 128
+
+
 class Lane(msgspec.Struct, frozen=True, gc=False):
     """The jobs that a rate limit of an upstream hits together."""
 
     upstream: str
     credential: bytes
     model: str
+
+    def __repr__(self) -> str:
+        return f"Lane({self.upstream!r}, …, {self.model!r})"
 
 
 # gc=False: a store may hold a million of these, and none can be part of a reference cycle. Were they
@@ -64,12 +83,21 @@ class Call(msgspec.Struct, frozen=True, gc=False):
         return f"Call({self.endpoint!r}, {len(self.body)} bytes)"
 
 
+class Fallback(msgspec.Struct, frozen=True, gc=False):
+    """A model to try when the one before has failed, and the upstream that serves it."""
+
+    upstream: str
+    model: str
+
+
 class Job(msgspec.Struct, frozen=True, gc=False):
     """An accepted request that has no outcome yet.
 
     ``credential`` is the keyed hash of what the client authenticated with, empty if it had nothing.
     ``created_at`` is in seconds since the epoch, ``ttl_s`` the lifetime of the result after
     completion. ``attempts`` counts the calls that were made and that count against the retry limit.
+    ``fallbacks`` are the models still to be tried, ``fallback_index`` is how many have been: 0 is the
+    model that was asked for, None a job that was submitted without fallbacks.
     """
 
     id: str
@@ -82,6 +110,8 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     call: Call
     status: JobStatus = JobStatus.PENDING
     attempts: int = 0
+    fallbacks: tuple[Fallback, ...] = ()
+    fallback_index: int | None = None
 
     @property
     def lane(self) -> Lane:
@@ -89,9 +119,10 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes of the request that a store has to keep: its body and headers."""
+        """Bytes that a store has to keep for it: the request, and what objects take in memory."""
         call = self.call
-        return len(call.body) + sum(len(k) + len(v) for k, v in call.headers)
+        texts = sum(len(k) + len(v) + _PER_HEADER for k, v in call.headers)
+        return len(call.body) + len(call.target) + 4 * len(self.model) + texts + _PER_RECORD
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.endpoint!r}, {self.status.value})"
@@ -101,9 +132,10 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     """The outcome of a job. It never changes.
 
     ``envelope`` is the whole body that a poll answers with. The bytes of ``/content`` are
-    ``envelope[start:end]``, or ``content`` where the envelope does not hold them (an upstream's
-    error is reshaped there). ``content_head`` holds the header lines that go with them, each with
-    its CRLF.
+    ``envelope[start:end]``, or ``content`` where the envelope does not hold them: an upstream's error
+    is reshaped there, and bytes that are not JSON are kept as they are. Of these (``encoded``) the
+    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. ``content_head`` holds
+    the header lines that go with the content, each with its CRLF.
     """
 
     id: str
@@ -117,11 +149,16 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     start: int = 0
     end: int = 0
     content: bytes | None = None
+    encoded: bool = False
+
+    def __repr__(self) -> str:
+        return f"Finished({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
 
     @property
     def size(self) -> int:
-        """Bytes that a store has to keep."""
-        return len(self.envelope) + len(self.content_head) + len(self.content or b"")
+        """Bytes that a store has to keep for it."""
+        contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
+        return contents + _PER_RECORD
 
 
 def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:

@@ -11,10 +11,11 @@ import logging
 import queue
 import re
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from logging.handlers import QueueHandler, QueueListener
+from logging.handlers import QueueHandler
 from typing import Any, Final
 
 from asyncproxy.events import JobFinished, RequestPassed
@@ -26,6 +27,8 @@ logger = logging.getLogger("asyncproxy")
 
 _PLAIN: Final = re.compile(r"[A-Za-z0-9._:/@+*,;%&?()\[\]~=-]+")
 _LONGEST_VALUE: Final = 512
+_MOST_WAITING: Final = 10_000
+_LAST_WAIT_S: Final = 2.0
 
 
 class LogObserver:
@@ -67,7 +70,9 @@ class LogObserver:
 
 def _log(level: int, message: str, **fields: object) -> None:
     if logger.isEnabledFor(level):
-        logger.log(level, message, extra={"fields": fields})
+        # Cut here: what waits to be written is bounded by its count alone.
+        cut = {key: _cut(value) for key, value in fields.items() if value != ""}
+        logger.log(level, message, extra={"fields": cut})
 
 
 class _Formatter(logging.Formatter):
@@ -79,7 +84,7 @@ class _Formatter(logging.Formatter):
             "event": record.getMessage(),
         }
         fields = getattr(record, "fields", {})
-        parts.update((k, _cut(v)) for k, v in fields.items() if v != "")
+        parts.update(fields)
         if record.exc_info:
             parts["traceback"] = self.formatException(record.exc_info)
         return parts
@@ -91,7 +96,10 @@ class _TextFormatter(_Formatter):
         traceback = parts.pop("traceback", None)
         line = f"{parts.pop('time')} {parts.pop('level'):<7} {_escaped(parts.pop('event'))}"
         line += "".join(f" {key}={_quoted(value)}" for key, value in parts.items())
-        return f"{line}\n{traceback}" if traceback else line
+        if traceback is None:
+            return line
+        # Indented, so that no line of it can pass for a line of the log.
+        return "\n    ".join([line, *traceback.splitlines()])
 
 
 class _JsonFormatter(_Formatter):
@@ -114,33 +122,53 @@ def _escaped(text: str) -> str:
     return text if text.isprintable() else json.dumps(text)
 
 
-class _AsIs(QueueHandler):
-    """Hands a record over as it is: it is formatted by the thread that writes it."""
+class _Outbox(QueueHandler):
+    """Hands records over to the thread that writes them, and drops what that cannot keep up with."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord | None]) -> None:
+        super().__init__(records)
+        self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record
+        return record  # it is formatted by the thread
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
 
 
 @contextmanager
 def logging_to_stderr(level: str, style: str) -> Iterator[None]:
     """Write the log of this process to stderr for the length of a ``with``.
 
-    ``style`` is ``text`` or ``json``. Of libraries only the warnings are written.
-
-    Formatting and writing happen on a thread, so that a terminal that is slow does not stop the loop.
+    ``style`` is ``text`` or ``json``. Of libraries only the warnings are written. Formatting and
+    writing happen on a thread, so that a terminal that is slow does not stop the loop; if nobody reads
+    at all, lines are dropped, and the end waits no longer than two seconds for those that are left.
     """
     writer = logging.StreamHandler(sys.stderr)
     writer.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
-    records: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    listener = QueueListener(records, writer)
+    records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
+    outbox = _Outbox(records)
+    thread = threading.Thread(target=_write, args=(records, writer), daemon=True, name="log")
     root = logging.getLogger()
-    before = root.handlers
-    root.handlers = [_AsIs(records)]  # instead of what a library may have put there at its import
+    before = root.handlers, root.level, logger.level
+    root.handlers = [outbox]  # instead of what a library may have put there at its import
     root.setLevel(logging.WARNING)
     logger.setLevel(level.upper())
-    listener.start()
+    thread.start()
     try:
         yield
     finally:
-        root.handlers = before
-        listener.stop()
+        if outbox.dropped:
+            logger.warning("%d lines of this log were dropped", outbox.dropped)
+        root.handlers, root.level, logger.level = before
+        with suppress(queue.Full):
+            records.put(None, timeout=_LAST_WAIT_S)
+        thread.join(_LAST_WAIT_S)
+
+
+def _write(records: queue.Queue[logging.LogRecord | None], writer: logging.Handler) -> None:
+    while (record := records.get()) is not None:
+        writer.handle(record)

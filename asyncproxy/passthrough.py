@@ -22,14 +22,12 @@ from aiohttp.http import HttpVersion10, HttpVersion11
 
 from asyncproxy import headers, submission
 from asyncproxy.credentials import KeyRing
-from asyncproxy.envelope import error_body
 from asyncproxy.errors import ApiError, InvalidRequest, MethodNotAllowed, UpgradeNotSupported
 from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
 from asyncproxy.middleware import authenticate
-from asyncproxy.responses import error_response
 from asyncproxy.routing import ModelRoutes, loggable
-from asyncproxy.upstream import Upstream, translate
+from asyncproxy.upstream import Upstream, describe, translate
 
 __all__ = ["PassThrough"]
 
@@ -66,16 +64,26 @@ class PassThrough:
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Send a request on, and its answer back."""
-        exchange = _Exchange(request, request.headers.get("X-Request-Id") or self._new_id())
+        path = request.raw_path
+        if not path.startswith("/"):  # the absolute form of a request target
+            path = request.rel_url.raw_path_qs or "/"
+        return await self.send(request, path)
+
+    async def send(
+        self, request: web.Request, path: str, body: bytes | None = None
+    ) -> web.StreamResponse:
+        """Send a request on under another path, with its body if that was read already."""
+        request_id = request.headers.get("X-Request-Id") or self._new_id()
+        exchange = _Exchange(request, path, request_id)
         self._under_way.add(exchange)
         self._all_done.clear()
         try:
-            return await self._exchange(request, exchange)
+            return await self._exchange(request, exchange, path, body)
         except ApiError as error:
             exchange.status, exchange.outcome = error.status, error.code
-            exchange.detail = repr(error.__cause__) if error.__cause__ else ""
+            exchange.detail = error.detail
             error.provider = exchange.upstream
-            return error_response(error, error_body(error))
+            raise
         except asyncio.CancelledError:
             exchange.outcome = "client_gone"
             raise
@@ -91,7 +99,10 @@ class PassThrough:
             async with asyncio.timeout(grace_s):
                 await self._all_done.wait()
 
-    async def _exchange(self, request: web.Request, exchange: _Exchange) -> web.StreamResponse:
+    async def _exchange(
+        self, request: web.Request, exchange: _Exchange, path: str, body: bytes | None
+    ) -> web.StreamResponse:
+        found = authenticate(request, self._keys)
         if request.version < HttpVersion10:
             raise InvalidRequest("HTTP/0.9 does not go through this proxy. Use HTTP/1.1.")
         if request.method in ("TRACE", "CONNECT"):
@@ -102,11 +113,9 @@ class PassThrough:
             )
         if request.headers.get("Upgrade", "").lower() == "websocket":
             raise UpgradeNotSupported("WebSockets do not go through this proxy yet.")
-        found = authenticate(request, self._keys)
-        path = request.raw_path
-        if not path.startswith("/"):  # the absolute form of a request target
-            path = request.rel_url.raw_path_qs or "/"
-        data, upstream = await self._route(request, path, exchange)
+        if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise InvalidRequest("The only Transfer-Encoding that is understood here is chunked.")
+        data, upstream = await self._route(request, path, exchange, body)
         without = frozenset({found[0].lower()}) if self._keys and found else frozenset[str]()
         sent = headers.forwarded(
             headers.request_headers(
@@ -129,25 +138,27 @@ class PassThrough:
                 async with upstream.stream(request.method, path, sent, data) as answer:
                     with upstream.watching(answer):
                         return await exchange.relay(answer)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
-            if exchange.refusal is not None:
-                raise exchange.refusal from None
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            refusal = exchange.refusal
             if exchange.client_gone:
                 exchange.outcome = "client_gone"
                 return exchange.break_off()
             if exchange.head_sent:
-                exchange.outcome, exchange.detail = "upstream_broke", repr(error)
+                exchange.outcome = refusal.code if refusal else "upstream_broke"
+                exchange.detail = describe(error)
                 return exchange.break_off()
-            raise translate(error, upstream.name) from error
+            raise (refusal or translate(error, upstream.name)) from error
 
     async def _route(
-        self, request: web.Request, path: str, exchange: _Exchange
+        self, request: web.Request, path: str, exchange: _Exchange, body: bytes | None
     ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
         """The body to send on, and where to."""
         data: bytes | AsyncIterator[bytes] | None = None
         name = self._routes.first
-        if request.can_read_body:
-            if request.content.is_eof():
+        if body is not None or request.can_read_body:
+            if body is not None:
+                data = body
+            elif request.content.is_eof():
                 data = request.content.read_nowait()
             elif self._routes.needs_model and self._is_small_json(request):
                 data = await self._intake.read(request)
@@ -171,7 +182,8 @@ class PassThrough:
 class _Exchange:
     """One request on its way through, and what the log will say of it."""
 
-    def __init__(self, request: web.Request, request_id: str) -> None:
+    def __init__(self, request: web.Request, path: str, request_id: str) -> None:
+        self.path = path
         self.request_id = request_id
         self.upstream = ""
         self.status = 0
@@ -206,16 +218,45 @@ class _Exchange:
                 yield piece
         except ApiError as error:
             self.refusal = error
+            if self._silence is not None:  # the exchange ends here, whatever the upstream does
+                self._silence.reschedule(asyncio.get_running_loop().time())
             raise
 
     async def relay(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
         """Write an answer to the client as it arrives."""
         if answer.status < 200:
             raise aiohttp.ClientError(f"unexpected status {answer.status}")
-        request, writer, content = self._request, self._request.writer, answer.content
+        if answer.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
+            raise aiohttp.ClientError("unexpected Transfer-Encoding")
+        writer, content = self._request.writer, answer.content
         self.status = answer.status
-        keep_alive = request.keep_alive
-        has_body = request.method != "HEAD" and answer.status not in _BODILESS
+        has_body = self._request.method != "HEAD" and answer.status not in _BODILESS
+        pending, chunked, keep_alive = self._head(answer, has_body=has_body)
+        self.head_sent = True
+        # What has arrived with the head leaves with the head: a small answer is one write.
+        piece = content.read_nowait() if has_body else b""
+        while True:
+            self._sent_bytes += len(piece)
+            if chunked and piece:
+                pending += b"%x\r\n%b\r\n" % (len(piece), piece)
+            else:
+                pending += piece
+            at_end = not has_body or content.at_eof()
+            if at_end and chunked:
+                pending += b"0\r\n\r\n"
+            await writer.write(pending)
+            await writer.drain()
+            self._moved()
+            if at_end:
+                return _Relayed(keep_alive=keep_alive)
+            pending = b""
+            piece = await content.readany()
+
+    def _head(self, answer: aiohttp.ClientResponse, *, has_body: bool) -> tuple[bytes, bool, bool]:
+        """The head of the answer to the client, whether its body is chunked, and what comes after."""
+        request = self._request
+        # After an Upgrade that was not taken up, aiohttp reads no further request (RFC 9110, 7.8).
+        keep_alive = request.keep_alive and "Upgrade" not in request.headers
         # A message with both is framed by its Transfer-Encoding (RFC 9112, section 6.3).
         length_known = "Content-Length" in answer.headers and "Transfer-Encoding" not in answer.headers
         chunked = has_body and not length_known and request.version == HttpVersion11
@@ -234,27 +275,7 @@ class _Exchange:
         elif request.version != HttpVersion11:
             lines.append(b"Connection: keep-alive\r\n")
         lines.append(b"\r\n")
-        # What has arrived with the head leaves with the head: a small answer is one write.
-        piece = content.read_nowait() if has_body else b""
-        pending = b"".join(lines)
-        self.head_sent = True
-        while True:
-            self._sent_bytes += len(piece)
-            if chunked and piece:
-                pending += b"%x\r\n%b\r\n" % (len(piece), piece)
-            else:
-                pending += piece
-            at_end = not has_body or content.at_eof()
-            if at_end and chunked:
-                pending += b"0\r\n\r\n"
-            await writer.write(pending)
-            await writer.drain()
-            self._moved()
-            if at_end:
-                break
-            pending = b""
-            piece = await content.readany()
-        return _Relayed(keep_alive=keep_alive)
+        return b"".join(lines), chunked, keep_alive
 
     def break_off(self) -> web.StreamResponse:
         """End the client's connection so that it cannot take what it has for the whole answer."""
@@ -272,7 +293,7 @@ class _Exchange:
     def event(self) -> RequestPassed:
         return RequestPassed(
             method=self._request.method,
-            path=loggable(self._request.raw_path),
+            path=loggable(self.path),
             upstream=self.upstream,
             status=self.status,
             outcome=self.outcome,

@@ -7,14 +7,16 @@ only if somebody asks for it: a middleware or a signal of the application that w
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from time import time
-from typing import Final
+from typing import Any, Final
 
 from aiohttp import web
 from aiohttp.abc import AbstractStreamWriter
+from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.http import HttpVersion11
 from multidict import CIMultiDict
 
@@ -48,6 +50,10 @@ class WireResponse(web.Response):
     ``Date``, ``Content-Length`` and ``Connection`` are added. ``lines`` must not name them.
     """
 
+    # What web.Response.__init__ would set, as far as it is not set below.
+    _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
+    _zlib_executor = None
+
     def __init__(
         self, status: int, lines: bytes, body: bytes | memoryview, *, close: bool = False
     ) -> None:
@@ -55,29 +61,62 @@ class WireResponse(web.Response):
         self._state = {}
         self._set_status(status, None)
         self._lines = lines
-        self._payload = body
+        self._body = body  # type: ignore[assignment]  # a view is made bytes before anyone sees it
         self._built: CIMultiDict[str] | None = None
+        self._pieces: Callable[[], Iterable[bytes]] | None = None
+        self._size = len(body)
+        self._replaced = False
         if close:
             self._keep_alive = False
+
+    def stream(self, size: int, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """Write ``pieces``, ``size`` bytes in all, in place of the body: it is made as it leaves."""
+        self._size, self._pieces = size, pieces
 
     @property
     def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
         if self._built is None:
             fields = (line.partition(b": ") for line in self._lines.split(b"\r\n") if line)
-            self._built = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, _, v in fields)
+            self._built = CIMultiDict((k.decode("ascii"), _text(v)) for k, _, v in fields)
         return self._built
+
+    @property
+    def body(self) -> Any:
+        """The body as bytes. Another one may be put in its place."""
+        body: Any = self._body
+        if self._pieces is not None:
+            self._body, self._pieces = b"".join(self._pieces()), None
+        elif isinstance(body, memoryview):
+            self._body = bytes(body)
+        return self._body
+
+    @body.setter
+    def body(self, body: Any) -> None:
+        self._pieces, self._replaced = None, True
+        web.Response.body.fset(self, body)  # type: ignore[attr-defined]
+
+    @property
+    def text(self) -> str | None:
+        """The body as text."""
+        return None if self.body is None else web.Response.text.fget(self)  # type: ignore[attr-defined]
+
+    @text.setter
+    def text(self, text: str) -> None:
+        self._pieces, self._replaced = None, True
+        web.Response.text.fset(self, text)  # type: ignore[attr-defined]
 
     async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
         if self._eof_sent or self._payload_writer is not None:
             return await super().prepare(request)
         if self._must_be_generic(request):
-            self._body = bytes(self._payload)
+            _ = self.body  # made bytes now
+            self._headers.setdefault("Server", "asyncproxy")  # aiohttp would name its version
             return await super().prepare(request)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        body = self._payload
-        size = len(body)
-        bodiless = size == 0 and self._status == 204
+        body: bytes | memoryview = self._body  # type: ignore[assignment]
+        size = self._size
+        bodiless = size == 0 and self._status in (204, 304)
         head = b"".join(
             (
                 status_line(self._status),
@@ -91,6 +130,10 @@ class WireResponse(web.Response):
         self._eof_sent = True
         if request.method == "HEAD":
             await writer.write(head)
+        elif self._pieces is not None:
+            await writer.write(head)
+            for piece in self._pieces():
+                await writer.write(piece)
         elif size <= _PIECE:
             await writer.write(head + body)
         else:
@@ -103,12 +146,19 @@ class WireResponse(web.Response):
 
     def _must_be_generic(self, request: web.BaseRequest) -> bool:
         """Whether somebody else has a say in this answer, or it is for HTTP/1.0."""
-        if self._built is not None or self._cookies is not None or self._compression:
+        if self._built is not None or self._replaced or self._cookies is not None or self._compression:
             return True
         if request.version != HttpVersion11:
             return True
         match_info = getattr(request, "match_info", None)
         return match_info is None or any(app.on_response_prepare for app in match_info.apps)
+
+
+def _text(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")
 
 
 def json_response(status: int, body: bytes | memoryview, *, lines: bytes = b"") -> WireResponse:

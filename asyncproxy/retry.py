@@ -47,7 +47,7 @@ def retry_after(value: str | None, *, now: float) -> float | None:
         return float(value) if len(value) < 10 else 1e9
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if date.tzinfo is None:
         date = date.replace(tzinfo=UTC)

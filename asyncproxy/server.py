@@ -6,8 +6,10 @@ import asyncio
 import functools
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
@@ -25,7 +27,25 @@ _BACKLOG = 4096
 
 
 class _Connection(RequestHandler):
-    """One client connection. Answers a request that cannot be parsed in our error shape."""
+    """One client connection.
+
+    Answers a request that cannot be parsed in our error shape. A client that does not take what it
+    asked for is cut off after ``send_timeout_s``, by the kernel: its answer would be kept for ever
+    otherwise, outside of all limits, and no close of ours would get through to it either.
+    """
+
+    __slots__ = ("_send_timeout_s",)
+
+    def __init__(self, manager: web.Server, *, send_timeout_s: float, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._send_timeout_s = send_timeout_s
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        connection = transport.get_extra_info("socket")
+        if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            milliseconds = max(1, int(self._send_timeout_s * 1000))
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        super().connection_made(transport)
 
     def handle_error(
         self,
@@ -50,8 +70,11 @@ class _Connection(RequestHandler):
 class _Site(web.BaseSite):
     """A TCP site whose connections are ours."""
 
-    def __init__(self, runner: web.AppRunner, host: str | None, port: int) -> None:
+    def __init__(
+        self, runner: web.AppRunner, host: str | None, port: int, send_timeout_s: float
+    ) -> None:
         super().__init__(runner, backlog=_BACKLOG)
+        self._send_timeout_s = send_timeout_s
         self._host = host
         self._port = port
 
@@ -64,19 +87,25 @@ class _Site(web.BaseSite):
         manager = self._runner.server
         assert manager is not None
         loop = asyncio.get_running_loop()
+        connection = functools.partial(
+            _Connection,
+            manager,
+            loop=loop,
+            send_timeout_s=self._send_timeout_s,
+            **manager._kwargs,  # noqa: SLF001  as Server.__call__ does
+        )
         self._server = await loop.create_server(
-            functools.partial(_Connection, manager, loop=loop, **manager._kwargs),  # noqa: SLF001  as Server.__call__ does
-            self._host,
-            self._port,
-            backlog=self._backlog,
-            reuse_address=True,
+            connection, self._host, self._port, backlog=self._backlog, reuse_address=True
         )
 
 
 @asynccontextmanager
-async def listening(app: web.Application, host: str | None, port: int) -> AsyncIterator[str]:
+async def listening(
+    app: web.Application, host: str | None, port: int, *, send_timeout_s: float = 60.0
+) -> AsyncIterator[str]:
     """Serve ``app`` for the length of a ``with``, which gets the URL that it listens on.
 
+    ``send_timeout_s``: how long a client may take nothing of an answer that is ready for it.
     Raises :class:`StartupError` if the address cannot be listened on.
     """
     # Handlers get their grace while we still listen; what is left after it is cut off.
@@ -84,7 +113,7 @@ async def listening(app: web.Application, host: str | None, port: int) -> AsyncI
     await runner.setup()
     try:
         try:
-            await _Site(runner, host, port).start()
+            await _Site(runner, host, port, send_timeout_s).start()
         except OSError as error:
             # The loop puts the address into strerror; the number says why in the system's words.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

@@ -6,14 +6,15 @@ succeed. The upstream is the judge of the rest.
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+import re
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
-from asyncproxy import jsontext
+from asyncproxy import forms, jsontext
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import (
+    InvalidForm,
     InvalidJson,
     InvalidType,
     MissingParameter,
@@ -21,7 +22,24 @@ from asyncproxy.errors import (
     UnsupportedMediaType,
 )
 
-__all__ = ["check_content_type", "check_json", "model_of", "ttl"]
+__all__ = [
+    "Submission",
+    "check",
+    "check_content_type",
+    "model_of",
+    "preferences",
+    "ttl",
+    "wait",
+    "with_model",
+]
+
+
+class Submission(NamedTuple):
+    """What a request asks for: ``model``, then each of ``fallbacks``; ``body`` is what is sent."""
+
+    model: str
+    body: bytes
+    fallbacks: tuple[str, ...] | None = None
 
 
 class _Fields(msgspec.Struct):
@@ -29,17 +47,44 @@ class _Fields(msgspec.Struct):
     input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
     stream: Any = msgspec.UNSET
     stream_format: Any = msgspec.UNSET
+    fallbacks: Any = msgspec.UNSET
 
 
 _FIELDS: Final = msgspec.json.Decoder(_Fields)
-_QUOTED_NAMES: Final = tuple(f'"{name}"'.encode() for name in _Fields.__struct_fields__)
+_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_QUOTED_NAMES: Final = {name: f'"{name}"'.encode() for name in _Fields.__struct_fields__}
+_ESCAPED_LETTERS: Final = (b"\\u005", b"\\u006", b"\\u007")
+_MARK: Final = b"\x01"
+_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_LEAF: Final = re.compile(rb"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]")
+_NO_SKELETON: Final = bytes(set(range(256)) - set(b"{}[]" + _MARK))
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
+
+# Characters of a model name: it is kept, compared and logged apart from the body.
+_MAX_MODEL: Final = 512
+
+# Models tried after the first, at the most.
+_MAX_FALLBACKS: Final = 10
+
 _EMPTY: Final = frozenset({b"null", b'""', b"[]", b"{}"})
+
+
+def check(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
+    """What a request asks for, whose content type :func:`check_content_type` has let pass.
+
+    Raises :class:`InvalidJson`, :class:`InvalidForm`, :class:`InvalidType`,
+    :class:`MissingParameter` or :class:`StreamingNotSupported`, with the offending field as
+    ``param``.
+    """
+    if content_type.lstrip()[:10].lower() == "multipart/":
+        return _check_form(endpoint, content_type, body)
+    return _check_json(endpoint, body)
 
 
 def check_content_type(content_type: str, content_encoding: str | None) -> None:
     """Raise :class:`UnsupportedMediaType` unless a body of this kind can become a job."""
     media_type = content_type.partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type not in ("application/json", "multipart/form-data"):
         raise UnsupportedMediaType(
             f"The content type {media_type[:100]!r} has no async form. Send application/json."
             if media_type
@@ -52,12 +97,7 @@ def check_content_type(content_type: str, content_encoding: str | None) -> None:
         )
 
 
-def check_json(endpoint: Endpoint, body: bytes) -> str:
-    """The model that a JSON body asks for.
-
-    Raises :class:`InvalidJson`, :class:`InvalidType`, :class:`MissingParameter` or
-    :class:`StreamingNotSupported`, with the offending field as ``param``.
-    """
+def _check_json(endpoint: Endpoint, body: bytes) -> Submission:
     try:
         fields = jsontext.parse(body, _FIELDS)
     except jsontext.InvalidText as error:
@@ -67,24 +107,83 @@ def check_json(endpoint: Endpoint, body: bytes) -> str:
     _refuse_repeated(body)
     model = fields.model
     if model is msgspec.UNSET or model is None or model == "":
-        raise MissingParameter("A model is needed: a non-empty string.", param="model")
+        raise _no_model()
     if not isinstance(model, str):
         raise InvalidType("`model` must be a string.", param="model")
+    _check_length(model)
     for name in endpoint.required:
         value: msgspec.Raw | msgspec.UnsetType = getattr(fields, name)
         if isinstance(value, msgspec.UnsetType) or _is_empty(value):
             raise MissingParameter(f"`{name}` is needed, and not empty.", param=name)
-    if fields.stream is True:
+    _refuse_stream(endpoint, stream=fields.stream is True, stream_format=fields.stream_format)
+    if fields.fallbacks is msgspec.UNSET:
+        return Submission(model, body)
+    return Submission(model, _without_fallbacks(body), _fallbacks(fields.fallbacks))
+
+
+def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
+    try:
+        parts = forms.parse(content_type, body)
+    except forms.InvalidForm as error:
+        raise InvalidForm(f"The body is not a valid form: {error}.") from None
+    values: dict[str, str] = {}
+    for part in parts:
+        name = part.name.removesuffix("[]")  # clients send several images as `image[]`
+        if name in ("model", "stream", "stream_format") and name in values:
+            raise InvalidForm(f"The form has `{name}` twice. Send it once.", param=name)
+        values[name] = part.value
+    if not values.get("model"):
+        raise _no_model()
+    _check_length(values["model"])
+    for name in endpoint.parts:
+        if name not in values:
+            raise MissingParameter(f"The form needs a `{name}`.", param=name)
+    stream = values.get("stream", "").strip().lower() in ("true", "1")
+    _refuse_stream(endpoint, stream=stream, stream_format=values.get("stream_format"))
+    return Submission(values["model"], body)
+
+
+def _check_length(model: str) -> None:
+    if len(model) > _MAX_MODEL:
+        raise InvalidType(f"A model has {_MAX_MODEL} characters at the most.", param="model")
+
+
+def _no_model() -> MissingParameter:
+    return MissingParameter("A model is needed: a non-empty string.", param="model")
+
+
+def _refuse_stream(endpoint: Endpoint, *, stream: bool, stream_format: object) -> None:
+    if stream:
         raise StreamingNotSupported(
             f"A stream has no async form. Leave `stream` out, or use {endpoint.sync_path}.",
             param="stream",
         )
-    if fields.stream_format == "sse":
+    if stream_format == "sse":
         raise StreamingNotSupported(
             f'A stream has no async form. Send `stream_format: "audio"`, or use {endpoint.sync_path}.',
             param="stream_format",
         )
-    return model
+
+
+def _fallbacks(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(
+        isinstance(model, str) and 0 < len(model) <= _MAX_MODEL for model in value
+    ):
+        raise InvalidType("`fallbacks` must be a list of model names.", param="fallbacks")
+    if len(value) > _MAX_FALLBACKS:
+        raise InvalidType(f"`fallbacks` takes {_MAX_FALLBACKS} models at most.", param="fallbacks")
+    return tuple(value)
+
+
+def _without_fallbacks(body: bytes) -> bytes:
+    fields = _OBJECT.decode(body)
+    del fields["fallbacks"]
+    return msgspec.json.encode(fields)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """A JSON body that was checked, asking for another model. All other values stay as they were."""
+    return msgspec.json.encode({**_OBJECT.decode(body), "model": model})
 
 
 def model_of(body: bytes) -> str | None:
@@ -107,6 +206,27 @@ def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
     return min(seconds, max_s) if seconds > 0 else default_s
 
 
+def wait(query: str | None, prefer: str | None, *, max_s: float) -> float | None:
+    """Seconds that a client is ready to wait: ``?wait=`` or else ``Prefer: wait=``, ``max_s`` at most.
+
+    None if it did not say, or in a way that cannot be read.
+    """
+    preferred = preferences(prefer).get("wait") if prefer else None
+    for value in (query, preferred):
+        if value is not None and _SECONDS.fullmatch(value):
+            return min(float(value), max_s)
+    return None
+
+
+def preferences(prefer: str) -> dict[str, str]:
+    """The preferences of a ``Prefer`` field (RFC 7240): lower-case names, values without quotes."""
+    found: dict[str, str] = {}
+    for part in prefer.split(","):
+        name, _, value = part.partition(";")[0].partition("=")
+        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    return found
+
+
 def _is_empty(value: msgspec.Raw) -> bool:
     view = memoryview(value)
     return len(view) <= 4 and bytes(view) in _EMPTY
@@ -119,12 +239,26 @@ def _refuse_repeated(body: bytes) -> None:
     the upstream does not see, or a stream that we do not see, must not get through.
     """
     # A name that stands there once cannot be there twice, unless a letter of it is escaped.
-    escaped = b"\\u006" in body or b"\\u007" in body or b"\\u005" in body
-    if not escaped and all(body.count(name) <= 1 for name in _QUOTED_NAMES):
-        return
-    pairs: list[tuple[str, Any]] = json.loads(body, object_pairs_hook=list)
-    seen = set()
-    for name, _ in pairs:
-        if name in _Fields.__struct_fields__ and name in seen:
+    escaped = any(code in body for code in _ESCAPED_LETTERS)
+    for name, quoted in _QUOTED_NAMES.items():
+        if (escaped or body.count(quoted) > 1) and _times_at_the_top(name, body) > 1:
             raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name)
-        seen.add(name)
+
+
+def _times_at_the_top(name: str, body: bytes) -> int:
+    """How often the object that ``body`` is has a key, itself and not in what it holds.
+
+    No value is built: names are marked, strings dropped, and brackets counted, all of it by the
+    functions of ``bytes`` and ``re``. The text is known to be JSON.
+    """
+    letters = (rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in name)
+    key = re.compile(rf'"{"".join(letters)}"\s*:'.encode(), re.IGNORECASE)
+    marked = key.sub(_MARK, body)  # which no JSON text holds
+    skeleton = _STRING.sub(b"", marked).translate(None, _NO_SKELETON)[1:-1]
+    for _ in range(3):  # most is in small objects: they are taken out whole
+        skeleton = _LEAF.sub(b"", skeleton)
+    times = depth = 0
+    for piece in skeleton.split(_MARK)[:-1]:
+        depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
+        times += depth == 0
+    return times

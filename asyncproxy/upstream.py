@@ -1,7 +1,7 @@
 """The only HTTP client of the gateways. It turns the client library's errors into ours.
 
-Messages of the errors raised here name the upstream, never its address; the library's own error, with
-the address, is the ``__cause__``.
+Messages of the errors raised here name the upstream, never its address; that is in their ``detail``,
+for the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from asyncproxy.errors import (
 from asyncproxy.jobs import Call
 from asyncproxy.routing import Target
 
-__all__ = ["Upstream", "UpstreamOptions", "translate"]
+__all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
 
 # Idle connections are closed by us before the gateway does it: a request that crosses the gateway's
 # close on the wire is lost, and a POST cannot be repeated. uvicorn, under most gateways, waits 5 s.
@@ -218,10 +218,27 @@ async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
         yield body[start : start + _PIECE]
 
 
-def translate(error: BaseException, upstream: str) -> CallError:
+def translate(error: Exception, upstream: str) -> CallError:
     """The client library's error as one of ours. Raise it ``from`` the original."""
-    if isinstance(error, CallError):
-        return error
+    ours = _translated(error, upstream)
+    ours.detail = describe(error)
+    return ours
+
+
+def describe(error: Exception) -> str:
+    """What happened, for the log.
+
+    Not the error's own ``repr``: that of an answer which is not HTTP holds the whole request, with
+    the credential in it, and later lines of its message are the upstream's bytes.
+    """
+    said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    first_line = said.partition("\n")[0].strip(" :")[:200]
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        first_line = ""  # it may be the answer as far as it came
+    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+
+
+def _translated(error: Exception, upstream: str) -> CallError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
         return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
     if isinstance(error, asyncio.TimeoutError):

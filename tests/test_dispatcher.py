@@ -233,7 +233,7 @@ async def test_retry_after_is_an_estimate_from_the_queue(make: Make) -> None:
     )  # its turn comes early, however long the others' line
     for number in range(60):
         job = await rig.submit(f"more{number}")
-        rig.dispatcher._lanes["gateway"].mean_call_s = 300
+        rig.dispatcher._pools["gateway"].mean_call_s = 300
     assert rig.dispatcher.retry_after_s(job) == 120
     assert first.id == "first"
 
@@ -265,6 +265,53 @@ async def test_the_deadline_bounds_an_attempt(make: Make) -> None:
     rig.upstream.answers.put_nowait(OK)
     await next_event(rig)
     assert timeouts == [6.0]
+
+
+async def test_what_waits_past_its_deadline_fails_where_it_waits(make: Make) -> None:
+    """Between two attempts, with nobody to claim it: housekeeping ends it."""
+    rig = await make(Policy(concurrency=1, attempts=5, backoff_s=1e6, max_backoff_s=1e6), deadline_s=10)
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(UpstreamUnreachable("down"))
+    async with asyncio.timeout(10):
+        while await rig.status("a") is not JobStatus.PENDING or not rig.upstream.calls:
+            await asyncio.sleep(0)
+    rig.now.seconds += 11
+    await rig.dispatcher.tidy()
+    event = await next_event(rig)
+    assert (event.job_id, event.code) == ("a", "deadline_exceeded")
+    assert len(rig.upstream.calls) == 1
+
+
+async def test_a_store_that_fails_for_a_while_costs_no_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("asyncproxy.dispatcher._PAUSE_AFTER_ERROR_S", 0)
+    rig = await make()
+    claim, finish = rig.store.claim, rig.store.finish
+    failures = iter(range(3))
+
+    async def failing_claim(upstream: str) -> Job:
+        if next(failures, None) is not None:
+            raise ConnectionError("the store is away")
+        return await claim(upstream)
+
+    async def failing_finish(outcome: Finished) -> bool:
+        if next(failures, None) is not None:
+            raise ConnectionError("the store is away")
+        return await finish(outcome)
+
+    rig.store.claim = failing_claim  # type: ignore[method-assign]
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).status is JobStatus.COMPLETED
+    rig.store.finish = failing_finish  # type: ignore[method-assign]
+    failures = iter(range(2))  # the outcome, and then its interruption, cannot be recorded
+    await rig.submit("b")
+    for _ in range(2):
+        rig.upstream.answers.put_nowait(OK)
+    event = await next_event(rig)
+    assert (event.job_id, event.status) == ("b", JobStatus.COMPLETED)
+    assert "the store is away" in caplog.text
 
 
 async def test_what_expired_before_its_turn_is_not_sent(make: Make) -> None:

@@ -10,7 +10,19 @@ from typing import NamedTuple, Protocol
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Finished, Job, Lane
 
-__all__ = ["Limits", "Store", "Usage"]
+__all__ = ["Alias", "Limits", "Store", "Usage"]
+
+
+class Alias(NamedTuple):
+    """Another name for a job, so that the same request again can find it.
+
+    ``key`` names the job, ``fingerprint`` tells its request from another under that key. ``attach``:
+    take the job that is there, instead of making this name the new one's.
+    """
+
+    key: bytes
+    fingerprint: bytes
+    attach: bool = True
 
 
 class Limits(NamedTuple):
@@ -39,11 +51,12 @@ class Store(Protocol):
     def credential_key(self) -> bytes:
         """The key of the credential hashes: the same for every process that shares the store."""
 
-    async def create(self, job: Job) -> None:
-        """Accept a pending job.
+    async def create(self, job: Job, alias: Alias | None = None) -> Job | Finished | None:
+        """Accept a pending job: None. Or else the job that the alias names already, and nothing new.
 
-        Raises :class:`~asyncproxy.errors.TooManyJobs`, :class:`~asyncproxy.errors.Overloaded` or
-        :class:`~asyncproxy.errors.StoreFull`, and then nothing has changed.
+        Raises :class:`~asyncproxy.errors.TooManyJobs`, :class:`~asyncproxy.errors.Overloaded`,
+        :class:`~asyncproxy.errors.StoreFull`, or :class:`~asyncproxy.errors.IdempotencyKeyReused` if
+        the alias names a job of another request, and then nothing has changed.
         """
 
     async def get(self, job_id: str) -> Job | Finished | None:
@@ -55,11 +68,18 @@ class Store(Protocol):
         Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then.
         """
 
-    async def release(self, job: Job, *, attempts: int, delay_s: float = 0.0) -> None:
-        """Make a claimed job pending again, at its old place, not to be claimed for ``delay_s``."""
+    async def release(
+        self, job: Job, *, attempts: int, delay_s: float = 0.0, whole_lane: bool = False
+    ) -> None:
+        """Make a claimed job pending again, at its old place, not to be claimed for ``delay_s``.
+
+        ``whole_lane``: nor is any other waiting job of its lane; a longer pause that is there stays.
+        ``job`` may have another upstream, model and call than it was claimed with; then its place is
+        the last.
+        """
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
-        """Hand out no waiting job of ``lane`` for ``delay_s``. A longer pause that is there stays."""
+        """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
 
     async def finish(self, outcome: Finished) -> bool:
         """Record the outcome of a claimed job, once. False if the job was deleted meanwhile."""
@@ -69,6 +89,15 @@ class Store(Protocol):
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         """Claim the waiting jobs that were created before a time (since the epoch)."""
+
+    async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
+        """The job as soon as it is terminal or gone, or as it is after ``timeout_s``. No polling."""
+
+    def release_waiters(self) -> None:
+        """Let all who wait here go at once, now and from now on."""
+
+    async def retire(self, outcome: Finished, within_s: float) -> None:
+        """Take the alias from a result that was delivered, and keep it no longer than ``within_s``."""
 
     def place(self, job_id: str) -> Place | None:
         """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import secrets
 import time
@@ -11,12 +10,20 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+import msgspec
 from cachetools import TLRUCache
 
-from asyncproxy.errors import IllegalTransition, Overloaded, StoreFull, TooManyJobs
+from asyncproxy.errors import (
+    IdempotencyKeyReused,
+    IllegalTransition,
+    Overloaded,
+    StoreFull,
+    TooManyJobs,
+)
 from asyncproxy.fair_queue import FairQueue, Place
 from asyncproxy.jobs import Finished, Job, JobStatus, Lane, advance
-from asyncproxy.stores.base import Limits, Usage
+from asyncproxy.stores.base import Alias, Limits, Usage
+from asyncproxy.waiters import Waiters
 
 __all__ = ["MemoryStore"]
 
@@ -58,18 +65,28 @@ class MemoryStore:
     ) -> None:
         self.credential_key = secrets.token_bytes(32)
         self._limits = limits
+        self._clock = clock
         self._monotonic = monotonic
         self._live: dict[str, _Live] = {}  # in the order of creation
         self._live_bytes = 0
         self._per_credential: Counter[bytes] = Counter()
         self._waiting = {name: _Waiting() for name in upstreams}
+        self._waiters = Waiters()
+        self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
+        self._alias_of: dict[str, bytes] = {}  # job id → key
         # No maximum: a full cache evicts, and a result must not go before its time. What it may take
         # is held by create() and claim(), so that it only ever expires.
+        # Its time stands still within an operation: it would expire an entry on its own otherwise,
+        # between our count and its.
+        self._now = clock()
         self._results: TLRUCache[str, Finished] = TLRUCache(
-            math.inf, _expires_at, timer=clock, getsizeof=lambda outcome: outcome.size
+            math.inf, _expires_at, timer=lambda: self._now
         )
+        self._result_bytes = 0
 
-    async def create(self, job: Job) -> None:
+    async def create(self, job: Job, alias: Alias | None = None) -> Job | Finished | None:
+        if alias is not None and (found := await self._named(alias)) is not None:
+            return found
         limits, size = self._limits, job.size
         if self._per_credential[job.credential] >= limits.max_live_per_credential:
             raise TooManyJobs(
@@ -80,7 +97,7 @@ class MemoryStore:
         if len(self._live) >= limits.max_live:
             raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
         if not self._fits(size):
-            self._results.expire()
+            self._expire()
             if not self._fits(size):
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
         self._live[job.id] = _Live(job, size)
@@ -89,11 +106,16 @@ class MemoryStore:
         waiting = self._waiting[job.upstream]
         waiting.queue.push(job.id, job.lane)
         self._wake(waiting)
+        if alias is not None:
+            self._aliases[alias.key] = (alias.fingerprint, job.id)
+            self._alias_of[job.id] = alias.key
+        return None
 
     async def get(self, job_id: str) -> Job | Finished | None:
         live = self._live.get(job_id)
         if live is not None:
             return live.job
+        self._now = self._clock()
         try:
             return self._results[job_id]
         except KeyError:
@@ -112,18 +134,26 @@ class MemoryStore:
                     return live.job
             await self._something_to_claim(waiting)
 
-    async def release(self, job: Job, *, attempts: int, delay_s: float = 0.0) -> None:
+    async def release(
+        self, job: Job, *, attempts: int, delay_s: float = 0.0, whole_lane: bool = False
+    ) -> None:
         live = self._live.get(job.id)
         if live is None:
             return
-        live.job = advance(live.job, JobStatus.PENDING, attempts=attempts)
-        not_before = self._monotonic() + delay_s if delay_s else 0.0
-        waiting = self._waiting[job.upstream]
-        waiting.queue.push(job.id, job.lane, order=live.order, not_before=not_before)
-        self._wake(waiting)
+        order = live.order if job.upstream == live.job.upstream else None
+        live.job = advance(job, JobStatus.PENDING, attempts=attempts)
+        self._live_bytes += job.size - live.size
+        live.size = job.size
+        until = self._monotonic() + delay_s if delay_s else 0.0
+        queue = self._waiting[job.upstream].queue
+        queue.push(job.id, job.lane, order=order, not_before=0.0 if whole_lane else until)
+        if whole_lane:
+            queue.pause(job.lane, until)
+        self._wake(self._waiting[job.upstream])
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._waiting[lane.upstream].queue.pause(lane, self._monotonic() + delay_s)
+        self._wake(self._waiting[lane.upstream])  # whoever waits has to know of its end
 
     async def finish(self, outcome: Finished) -> bool:
         live = self._live.get(outcome.id)
@@ -132,7 +162,8 @@ class MemoryStore:
         if live.job.status is not JobStatus.PROCESSING:
             raise IllegalTransition(f"job {outcome.id} is {live.job.status.value}")
         self._drop(live)
-        self._results[outcome.id] = outcome
+        self._keep(outcome)
+        self._waiters.wake(outcome.id, outcome)
         return True
 
     async def delete(self, job_id: str) -> bool:
@@ -140,11 +171,14 @@ class MemoryStore:
         if live is not None:
             self._waiting[live.job.upstream].queue.remove(job_id)
             self._drop(live)
+            self._waiters.wake(job_id, None)
             return True
-        with contextlib.suppress(KeyError):
-            del self._results[job_id]
-            return True
-        return False
+        self._expire()
+        outcome = self._results.pop(job_id, None)
+        if outcome is None:
+            return False
+        self._result_bytes -= outcome.size
+        return True
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         overdue: list[Job] = []
@@ -157,27 +191,74 @@ class MemoryStore:
                 overdue.append(live.job)
         return overdue
 
+    async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
+        found = await self.get(job_id)
+        if isinstance(found, Job):
+            try:
+                found = await self._waiters.wait(job_id, timeout_s)
+            except TimeoutError:
+                found = await self.get(job_id)
+        return found
+
+    def release_waiters(self) -> None:
+        self._waiters.release()
+
+    async def retire(self, outcome: Finished, within_s: float) -> None:
+        self._drop_alias(outcome.id)
+        if await self.delete(outcome.id):
+            expires_at = min(outcome.expires_at, self._clock() + within_s)
+            self._keep(msgspec.structs.replace(outcome, expires_at=expires_at))
+
     def place(self, job_id: str) -> Place | None:
         live = self._live.get(job_id)
         return None if live is None else self._waiting[live.job.upstream].queue.place(job_id)
 
     def usage(self) -> Usage:
-        results = self._results
-        return Usage(len(self._live), len(results), self._live_bytes + int(results.currsize))
+        return Usage(len(self._live), len(self._results), self._live_bytes + self._result_bytes)
 
     async def tick(self) -> None:
-        self._results.expire()
+        self._expire()
         for waiting in self._waiting.values():
             self._wake(waiting)
+        if len(self._alias_of) > 64 + 2 * (len(self._live) + len(self._results)):
+            for job_id in [j for j in self._alias_of if j not in self._live and j not in self._results]:
+                self._drop_alias(job_id)
+
+    async def _named(self, alias: Alias) -> Job | Finished | None:
+        """The job that an alias names, if it names one and it is to be taken."""
+        fingerprint, job_id = self._aliases.get(alias.key, (b"", ""))
+        found = await self.get(job_id)
+        if found is None or not alias.attach:
+            return None
+        if fingerprint != alias.fingerprint:
+            raise IdempotencyKeyReused(
+                "This Idempotency-Key was used with another request. Use a new key for a new request."
+            )
+        return found
+
+    def _drop_alias(self, job_id: str) -> None:
+        key = self._alias_of.pop(job_id, None)
+        if key is not None and self._aliases.get(key, (b"", ""))[1] == job_id:
+            del self._aliases[key]  # else it is a later job's by now
 
     def _fits(self, size: int) -> bool:
         live = self._live_bytes + size
         most = self._limits.max_bytes
-        return live <= most // 2 and live + self._results.currsize <= most
+        return live <= most // 2 and live + self._result_bytes <= most
 
     @property
     def _has_room(self) -> bool:
-        return self._live_bytes + self._results.currsize < self._limits.max_bytes
+        return self._live_bytes + self._result_bytes < self._limits.max_bytes
+
+    def _keep(self, outcome: Finished) -> None:
+        self._expire()  # the cache would do it too, and not say what has gone
+        self._results[outcome.id] = outcome
+        self._result_bytes += outcome.size
+
+    def _expire(self) -> None:
+        self._now = self._clock()
+        for _, outcome in self._results.expire():
+            self._result_bytes -= outcome.size
 
     def _drop(self, live: _Live) -> None:
         credential = live.job.credential

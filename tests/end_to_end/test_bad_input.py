@@ -6,12 +6,13 @@ import asyncio
 import io
 import json
 import re
+import resource
 from typing import Any
 
 import pytest
 
 from tests.conftest import EMBED, JSON, Client, Start
-from tests.gateway import Gateway
+from tests.gateway import Gateway, answer
 
 SUBMIT = "/v1/async/embeddings"
 
@@ -292,3 +293,35 @@ async def test_a_model_that_no_upstream_has(start: Start, gateway: Gateway) -> N
         answer = await proxy.post(path, {"model": "gpt", "input": "x"})
         assert (answer.status, answer.code) == (404, "model_not_found")
     assert answer.json()["error"]["param"] == "model"
+
+
+async def test_a_name_that_stands_deeper_is_not_ours(proxy: Client, gateway: Gateway) -> None:
+    """A tool's schema may well have a `model`, an `input` and a `stream`."""
+    gateway.behaviour = answer({"ok": 1})
+    schema = {"properties": {"model": {"type": "string"}, "input": [{"model": 1, "stream": True}]}}
+    body = {"model": "m", "input": '"model": 1', "tools": [schema, schema], "n": "N"}
+    text = json.dumps(body).encode().replace(b'"N"', b"9" * 5000)
+    await refused(proxy, text[:-1] + b',"model":"n"}', 400, "invalid_json", "model")
+    assert (await proxy.outcome(await proxy.submit(text)))["status"] == "completed"
+
+
+async def test_a_large_body_with_many_names_is_read_without_being_built(
+    proxy: Client, gateway: Gateway
+) -> None:
+    gateway.behaviour = answer({"ok": 1})
+    body = b'{"model":"m","input":[' + b'{"model":1},' * 1_000_000 + b"0]}"
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (await proxy.outcome(await proxy.submit(body)))["status"] == "completed"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
+
+
+async def test_a_model_has_a_length(proxy: Client) -> None:
+    await refused(proxy, {"model": "m" * 513, "input": "x"}, 400, "invalid_type", "model")
+
+
+async def test_a_coding_that_is_not_understood(proxy: Client, gateway: Gateway) -> None:
+    answer_bytes = await proxy.raw(
+        b"POST /v1/x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\nConnection: close\r\n\r\n0\r\n\r\n"
+    )
+    assert answer_bytes.startswith(b"HTTP/1.1 400 ")
+    assert gateway.received == []

@@ -272,6 +272,23 @@ async def test_a_chunk_that_is_none_breaks_the_client_too(start: Start, gateway:
     assert (await proxy.outcome(job))["status_code"] == 502
 
 
+async def test_a_client_that_stalls_after_the_answer_began_gets_no_second_one(
+    start: Start, gateway: Gateway
+) -> None:
+    async def early(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\n" + b"x" * 10)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(early, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        proxy = await start(upstream={"base_url": f"http://127.0.0.1:{port}"}, client_timeout="200ms")
+        response = await proxy.raw(b"POST /v1/x HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf")
+    assert response.endswith(b"\r\n\r\n" + b"x" * 10)
+    assert response.count(b"HTTP/1.1") == 1
+
+
 async def _read_all(proxy: Client, data: bytes) -> bytes:
     reader, writer = await asyncio.open_connection("127.0.0.1", port_of(proxy.url))
     writer.write(data)

@@ -16,7 +16,7 @@ import pytest
 
 from asyncproxy.version import __version__
 from tests.conftest import EMBED
-from tests.gateway import Gateway, Received, embeddings, hang
+from tests.gateway import Gateway, Received, embeddings, hang, raw
 
 SECRET = "sk-very-secret"
 
@@ -236,7 +236,11 @@ async def test_version() -> None:
 async def test_the_log_has_a_line_per_outcome_and_no_secret(
     gateway: Gateway, tmp_path: Path, style: str
 ) -> None:
-    config = f"log: {{format: {style}, level: debug}}\n"
+    config = f"""\
+    headers: {{X-Key: sk-gateway}}
+    retry: {{attempts: 1}}
+log: {{format: {style}, level: debug}}
+"""
     model, text = "m\n2026 evil=1 \x1b[31m", "the text of a client"
     body = {"model": model, "input": text}
     async with serving(gateway, tmp_path, config) as process, aiohttp.ClientSession() as session:
@@ -245,11 +249,16 @@ async def test_the_log_has_a_line_per_outcome_and_no_secret(
         while (await get(session, path))[0] == 202:
             await asyncio.sleep(0.01)
         await post(session, process.url + "/v1/embeddings?api_key=" + SECRET, body)
-        gateway.behaviour = hang
+        gateway.behaviour = raw(b"HTTP/1.1 what\r\nContent-Length: abc\r\n\r\n" + SECRET.encode())
+        await post(session, process.url + "/v1/broken?api_key=" + SECRET, body)
+        _, broken = await post(session, process.url + "/v1/async/rerank", body)
+        while (await get(session, f"{process.url}/v1/async/rerank/{broken['id']}"))[0] == 202:
+            await asyncio.sleep(0.01)
         process.process.send_signal(signal.SIGTERM)
         code, _, err = await process.end()
     assert code == 0
-    for hidden in (SECRET, text, 'embedding":', "\x1b", "\n2026 evil"):
+    assert err.count("upstream_unreachable") == 2
+    for hidden in (SECRET, text, "sk-gateway", 'embedding":', "\x1b", "\n2026 evil"):
         assert hidden not in err
     lines = [line for line in err.splitlines() if job["id"] in line or "/v1/embeddings" in line]
     assert len(lines) == 2

@@ -233,7 +233,7 @@ async def test_a_cancelled_claim_passes_its_turn_on(bench: Bench) -> None:
 
 async def test_limits_refuse_and_change_nothing(bench: Bench) -> None:
     store, clock = (
-        bench.store(Limits(max_live=2, max_live_per_credential=1, max_bytes=1000)),
+        bench.store(Limits(max_live=2, max_live_per_credential=1, max_bytes=100_000)),
         bench.clock,
     )
     await store.create(job("a", clock=clock))
@@ -249,29 +249,29 @@ async def test_limits_refuse_and_change_nothing(bench: Bench) -> None:
 
 
 async def test_a_full_store_refuses_until_a_result_expires(bench: Bench) -> None:
-    store, clock = bench.store(Limits(100, 100, 2000)), bench.clock
+    store, clock = bench.store(Limits(100, 100, 20_000)), bench.clock
     await store.create(job("a", clock=clock, ttl_s=10))
-    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 1700 + b'"'))
+    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 17_000 + b'"'))
     with pytest.raises(StoreFull):
-        await store.create(job("b", clock=clock, body=b"x" * 200))
+        await store.create(job("b", clock=clock, body=b"x" * 2_000))
     assert await store.get("a") is not None
     clock.now += 10
-    await store.create(job("b", clock=clock, body=b"x" * 200))
+    await store.create(job("b", clock=clock, body=b"x" * 2_000))
     assert await store.get("a") is None
 
 
 async def test_waiting_requests_take_half_at_the_most(bench: Bench) -> None:
-    store = bench.store(Limits(100, 100, 1000))
+    store = bench.store(Limits(100, 100, 10_000))
     with pytest.raises(StoreFull):
-        await store.create(job("a", clock=bench.clock, body=b"x" * 501))
-    await store.create(job("b", clock=bench.clock, body=b"x" * 400))
+        await store.create(job("a", clock=bench.clock, body=b"x" * 5_001))
+    await store.create(job("b", clock=bench.clock, body=b"x" * 3_000))
 
 
 async def test_while_results_fill_it_nothing_is_sent(bench: Bench) -> None:
-    store, clock = bench.store(Limits(100, 100, 2000)), bench.clock
+    store, clock = bench.store(Limits(100, 100, 20_000)), bench.clock
     for name in "ab":
         await store.create(job(name, clock=clock, ttl_s=10))
-    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 3000 + b'"'))
+    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 30_000 + b'"'))
     await nothing_to_claim(store)
     clock.now += 10
     waiting = asyncio.ensure_future(store.claim(UPSTREAM))

@@ -1,0 +1,40 @@
+"""Jobs as HTTP answers: the envelope, and the upstream's own response."""
+
+from __future__ import annotations
+
+from asyncproxy import envelope
+from asyncproxy.jobs import Finished, Job
+from asyncproxy.responses import WireResponse, json_response
+
+__all__ = ["error_of", "header", "own_response", "pending", "terminal"]
+
+
+def header(name: str, value: object) -> bytes:
+    """A header line. Neither may come from a client."""
+    return f"{name}: {value}\r\n".encode()
+
+
+def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:
+    """The envelope of a job that has no outcome yet."""
+    lines = header("Retry-After", retry_after_s) + lines
+    return json_response(status, envelope.live(job), lines=lines)
+
+
+def terminal(outcome: Finished, *, lines: bytes = b"") -> WireResponse:
+    """The envelope of an outcome, as it was built when the job ended."""
+    response = json_response(200, outcome.envelope, lines=lines)
+    if outcome.encoded:
+        response.stream(envelope.size(outcome), lambda: envelope.pieces(outcome))
+    return response
+
+
+def own_response(outcome: Finished) -> WireResponse:
+    """The upstream's own response: its status, end-to-end headers and bytes."""
+    spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
+    body = spliced if outcome.content is None else outcome.content
+    return WireResponse(outcome.status_code, outcome.content_head, body)
+
+
+def error_of(outcome: Finished) -> WireResponse:
+    """The ``error`` of a failed job, with its status."""
+    return json_response(outcome.status_code, memoryview(outcome.envelope)[outcome.start : outcome.end])

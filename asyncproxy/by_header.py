@@ -1,0 +1,78 @@
+"""Async by header, on the sync path: for clients that can set a header but not a path.
+
+The wire contract, section 5: ``Prefer: respond-async``, ``x-bf-async`` and ``x-bf-async-id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from aiohttp import web
+
+from asyncproxy import answers, submission
+from asyncproxy.endpoints import Endpoint
+from asyncproxy.intake import expect_nothing
+from asyncproxy.jobs import Finished, Job, JobStatus
+from asyncproxy.middleware import Handler, answering_errors
+from asyncproxy.service import JobService
+
+__all__ = ["ByHeader"]
+
+
+class ByHeader:
+    """The routes ``POST /v1/<endpoint>``: async where a header asks for it, otherwise passed on."""
+
+    def __init__(self, service: JobService, pass_on: Handler) -> None:
+        self._service = service
+        self._pass_on = pass_on
+
+    def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
+        """Add the sync paths of ``endpoints``."""
+        for endpoint in endpoints:
+            handler = answering_errors(partial(self._handle, endpoint), endpoint=endpoint.name)
+            router.add_post(endpoint.sync_path, handler, expect_handler=expect_nothing)
+
+    async def _handle(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        given = request.headers
+        if (job_id := given.get("x-bf-async-id", "")) != "":
+            return self._result(await self._service.find(endpoint, request, job_id))
+        if given.get("x-bf-async", "").strip().lower() not in ("", "false", "0"):
+            return await self._bifrost(endpoint, request)
+        if "Prefer" in given and "respond-async" in submission.preferences(given["Prefer"]):
+            return await self._preferred(endpoint, request)
+        return await self._pass_on(request)
+
+    async def _bifrost(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        job, replayed = await self._service.submit(endpoint, request)
+        lines = answers.header("Idempotency-Replayed", "true") if replayed else b""
+        if isinstance(job, Finished):
+            return answers.terminal(job, lines=lines)
+        return self._live(job, lines)
+
+    async def _preferred(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        job, replayed = await self._service.submit(endpoint, request)
+        wait_s = self._service.waiting_time(query=None, prefer=request.headers["Prefer"])
+        applied = "respond-async"
+        if wait_s is not None:
+            applied += f", wait={wait_s:g}"
+            job = await self._service.wait(job, wait_s)
+            if isinstance(job, Finished):
+                return answers.own_response(job)
+        lines = answers.header("Location", f"{endpoint.async_path}/{job.id}")
+        lines += answers.header("Preference-Applied", applied)
+        if replayed:
+            lines += answers.header("Idempotency-Replayed", "true")
+        if isinstance(job, Finished):
+            return answers.terminal(job, lines=lines)
+        return answers.pending(job, self._service.retry_after_s(job), lines=lines)
+
+    def _result(self, job: Job | Finished) -> web.StreamResponse:
+        if isinstance(job, Job):
+            return self._live(job)
+        if job.status is JobStatus.COMPLETED:
+            return answers.own_response(job)
+        return answers.error_of(job)
+
+    def _live(self, job: Job, lines: bytes = b"") -> web.StreamResponse:
+        return answers.pending(job, self._service.retry_after_s(job), status=200, lines=lines)

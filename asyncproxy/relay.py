@@ -1,0 +1,131 @@
+"""The relay: async for clients that know nothing of it. The wire contract, section 6.
+
+No connection stays open for longer than ``hold_s``: what takes longer is answered with a redirect to a
+path that is held again. HTTP clients follow it by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+
+from aiohttp import web
+
+from asyncproxy import answers, submission
+from asyncproxy.endpoints import Endpoint
+from asyncproxy.errors import StillRunning, StreamingNotSupported, UnsupportedMediaType
+from asyncproxy.intake import Intake, expect_nothing
+from asyncproxy.jobs import Finished, Job
+from asyncproxy.middleware import answering_errors
+from asyncproxy.responses import WireResponse
+from asyncproxy.service import JobService
+
+__all__ = ["PREFIX", "Relay"]
+
+PREFIX = "/v1/relay"
+
+# A result whose delivery was begun is kept so long: a connection may break in the middle of it.
+_KEEP_DELIVERED_S = 60.0
+
+PassOn = Callable[[web.Request, str, bytes | None], Awaitable[web.StreamResponse]]
+
+
+class Relay:
+    """The routes under ``/v1/relay/``.
+
+    ``pass_on`` sends a request to the upstream under another path, with its body if that was read.
+    """
+
+    def __init__(
+        self,
+        service: JobService,
+        pass_on: PassOn,
+        *,
+        intake: Intake,
+        hold_s: float,
+        max_hops: int,
+    ) -> None:
+        self._service = service
+        self._pass_on = pass_on
+        self._intake = intake
+        self._hold_s = hold_s
+        self._max_hops = max_hops
+
+    def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
+        """Add the relayed paths of ``endpoints``. All others pass as if ``/relay`` were not there."""
+        for endpoint in endpoints:
+            begin = answering_errors(partial(self._begin, endpoint), endpoint=endpoint.name)
+            router.add_post(endpoint.relay_path, begin, expect_handler=expect_nothing)
+            go_on = answering_errors(partial(self._go_on, endpoint), endpoint=endpoint.name)
+            resource = router.add_resource(f"{endpoint.relay_path}/{{id}}")
+            for method in ("GET", "POST"):  # POST is for `curl -L -X POST`
+                resource.add_route(method, go_on, expect_handler=expect_nothing)
+        router.add_route(
+            "*",
+            rf"{PREFIX}/{{rest:[\s\S]*}}",
+            answering_errors(self._elsewhere),
+            expect_handler=expect_nothing,
+        )
+
+    async def _elsewhere(self, request: web.Request) -> web.StreamResponse:
+        return await self._pass_on(request, _without_prefix(request), None)
+
+    async def _begin(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        service = self._service
+        try:
+            caller = service.admit(request)
+        except UnsupportedMediaType:
+            return await self._elsewhere(request)
+        body = await self._intake.read(request)
+        try:
+            asked = submission.check(endpoint, request.headers["Content-Type"], body)
+        except StreamingNotSupported:
+            return await self._pass_on(request, _without_prefix(request), body)
+        alias = service.relay_alias(endpoint, request, caller, body, again=_is_retry(request))
+        job, _ = await service.create(endpoint, request, caller, asked, alias)
+        return await self._hold(endpoint, request, job, hop=0)
+
+    async def _go_on(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        job = await self._service.find(endpoint, request, request.match_info["id"])
+        hop = request.query.get("hop", "")
+        hops = int(hop) if hop.isascii() and hop.isdecimal() and len(hop) < 6 else 0
+        return await self._hold(endpoint, request, job, hop=hops)
+
+    async def _hold(
+        self, endpoint: Endpoint, request: web.Request, job: Job | Finished, *, hop: int
+    ) -> web.StreamResponse:
+        job = await self._service.wait(job, self._hold_s)
+        if isinstance(job, Finished):
+            return await self._deliver(request, job)
+        if hop >= self._max_hops:
+            raise StillRunning(
+                "The call is still running. The same request again goes on waiting for it."
+            )
+        location = f"{endpoint.relay_path}/{job.id}?hop={hop + 1}"
+        return WireResponse(
+            303, answers.header("Location", location) + b"Cache-Control: no-store\r\n", b""
+        )
+
+    async def _deliver(self, request: web.Request, outcome: Finished) -> web.StreamResponse:
+        response = answers.own_response(outcome)
+        # Written here and not by the server, to know that the client was there to take it: if it was
+        # not, its retry is to find this result.
+        await response.prepare(request)
+        transport = request.transport
+        if transport is not None and not transport.is_closing():
+            await self._service.delivered(outcome, _KEEP_DELIVERED_S)
+        return response
+
+
+def _without_prefix(request: web.Request) -> str:
+    """The path and query as if ``/relay`` were not there, otherwise as they were sent."""
+    raw_path = request.raw_path
+    if not raw_path.startswith("/"):
+        raw_path = request.rel_url.raw_path_qs
+    return "/v1" + raw_path.removeprefix(PREFIX)
+
+
+def _is_retry(request: web.Request) -> bool:
+    """Whether an OpenAI SDK says that it has sent this request before."""
+    count = request.headers.get("x-stainless-retry-count", "")
+    return count.isascii() and count.isdecimal() and int(count[:9]) > 0

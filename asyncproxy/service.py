@@ -1,0 +1,258 @@
+"""What can be done with jobs, by whatever path it is asked for: submit, find, wait, delete."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Final, NamedTuple
+
+from aiohttp import web
+
+from asyncproxy import credentials, headers, submission
+from asyncproxy.credentials import KeyRing
+from asyncproxy.dispatcher import Dispatcher
+from asyncproxy.endpoints import Endpoint
+from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown
+from asyncproxy.intake import Intake
+from asyncproxy.jobs import Call, Fallback, Finished, Job
+from asyncproxy.middleware import authenticate
+from asyncproxy.routing import ModelRoutes
+from asyncproxy.stores.base import Alias, Store
+from asyncproxy.submission import Submission
+
+__all__ = ["JobService", "Lifetimes", "Submitted"]
+
+_LEFT: Final = headers.OURS | {"accept-encoding"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lifetimes:
+    """How long results live after completion, and how long a client may wait for one, in seconds."""
+
+    default_s: int = 3600
+    max_s: int = 86400
+    max_wait_s: float = 60.0
+
+
+class Caller(NamedTuple):
+    """Who a request is from: the header that says so, if one does, and the digest of what it says."""
+
+    header: str | None
+    digest: bytes
+
+
+class Submitted(NamedTuple):
+    """A job, and whether it was there already."""
+
+    job: Job | Finished
+    replayed: bool
+
+
+class JobService:
+    """The operations on jobs that the API, the relay and the header form share.
+
+    ``clock`` gives seconds since the epoch, ``new_id`` the ids of jobs: unguessable, for an id is
+    all that protects a job which was submitted without a credential.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        dispatcher: Dispatcher,
+        intake: Intake,
+        routes: ModelRoutes,
+        keys: KeyRing,
+        lifetimes: Lifetimes,
+        clock: Callable[[], float] = time.time,
+        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._intake = intake
+        self._routes = routes
+        self._keys = keys
+        self._lifetimes = lifetimes
+        self._clock = clock
+        self._new_id = new_id
+
+    async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
+        """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
+        caller = self.admit(request)
+        body = await self._intake.read(request)
+        asked = submission.check(endpoint, request.headers["Content-Type"], body)
+        alias = None
+        if (key := _idempotency_key(request)) is not None:
+            name = _hash(b"key", caller.digest, endpoint.name.encode(), key)
+            alias = Alias(name, _hash(_query(request), body))
+        return await self.create(endpoint, request, caller, asked, alias)
+
+    def identify(self, request: web.Request) -> Caller:
+        """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
+        found = authenticate(request, self._keys)
+        if found is None:
+            return Caller(None, b"")
+        return Caller(found[0], credentials.digest(found[1], self._store.credential_key))
+
+    def admit(self, request: web.Request) -> Caller:
+        """Who wants to submit a job, if jobs are taken and this could be one by its headers."""
+        if self._dispatcher.draining:
+            raise _shutting_down()
+        caller = self.identify(request)
+        submission.check_content_type(
+            request.headers.get("Content-Type", ""), request.headers.get("Content-Encoding")
+        )
+        return caller
+
+    async def create(
+        self,
+        endpoint: Endpoint,
+        request: web.Request,
+        caller: Caller,
+        asked: Submission,
+        alias: Alias | None,
+    ) -> Submitted:
+        """Make a job of a request that was checked, or find the one that ``alias`` names."""
+        if self._dispatcher.draining:  # it may have begun while the body was read
+            raise _shutting_down()
+        try:
+            job = self._job(endpoint, request, caller, asked)
+            there = await self._store.create(job, alias)
+        except ApiError as error:
+            error.model = asked.model
+            raise
+        return Submitted(job, replayed=False) if there is None else Submitted(there, replayed=True)
+
+    def relay_alias(
+        self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, *, again: bool
+    ) -> Alias:
+        """The name under which the same relayed request finds its job again.
+
+        ``again``: the request says that it was sent before.
+        """
+        key = _idempotency_key(request)
+        name = _hash(b"relay", caller.digest, endpoint.name.encode(), _query(request), key or b"", body)
+        return Alias(name, b"", attach=again or endpoint.repeatable or key is not None)
+
+    async def find(self, endpoint: Endpoint, request: web.Request, job_id: str) -> Job | Finished:
+        """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
+        presented = self.identify(request).digest
+        job = await self._store.get(job_id)
+        owner = b"" if job is None else job.credential
+        allowed = credentials.same(owner or presented, presented)
+        if job is None or not allowed or job.endpoint != endpoint.name:
+            raise not_found()
+        return job
+
+    async def wait(self, job: Job | Finished, timeout_s: float) -> Job | Finished:
+        """``job`` as soon as it is terminal, or as it is after ``timeout_s``."""
+        if isinstance(job, Finished):
+            return job
+        now = await self._store.wait(job.id, timeout_s)
+        if now is None:
+            raise not_found()
+        return now
+
+    def waiting_time(self, *, query: str | None, prefer: str | None) -> float | None:
+        """Seconds to wait for a client that says so in ``?wait=`` or ``Prefer``. None: it does not."""
+        if query is None and prefer is None:
+            return None
+        return submission.wait(query, prefer, max_s=self._lifetimes.max_wait_s)
+
+    async def delete(self, job: Job | Finished) -> None:
+        """Forget a job, and stop its call. Raises :class:`JobNotFound` if it is gone already."""
+        if not await self._store.delete(job.id):
+            raise not_found()
+        if isinstance(job, Job):
+            self._dispatcher.abort(job)
+
+    async def delivered(self, outcome: Finished, keep_s: float) -> None:
+        """Note that the client of a relayed request has its answer: the next one is a new request."""
+        await self._store.retire(outcome, keep_s)
+
+    def retry_after_s(self, job: Job) -> int:
+        """Whole seconds after which a poll is likely to find ``job`` done."""
+        return self._dispatcher.retry_after_s(job)
+
+    def _job(self, endpoint: Endpoint, request: web.Request, caller: Caller, asked: Submission) -> Job:
+        job_id = self._new_id()
+        lifetimes = self._lifetimes
+        query = request.rel_url.raw_query_string
+        fallbacks = asked.fallbacks
+        return Job(
+            id=job_id,
+            endpoint=endpoint.name,
+            credential=caller.digest,
+            upstream=self._routes.upstream_for(asked.model),
+            model=asked.model,
+            created_at=round(self._clock(), 3),
+            ttl_s=submission.ttl(
+                request.headers.get("x-bf-async-job-result-ttl"),
+                default_s=lifetimes.default_s,
+                max_s=lifetimes.max_s,
+            ),
+            call=Call(
+                endpoint=endpoint.name,
+                target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
+                headers=self._upstream_headers(request, caller, job_id),
+                body=asked.body,
+            ),
+            fallbacks=tuple(
+                Fallback(self._routes.upstream_for(model), model) for model in fallbacks or ()
+            ),
+            fallback_index=None if fallbacks is None else 0,
+        )
+
+    def _upstream_headers(
+        self, request: web.Request, caller: Caller, job_id: str
+    ) -> tuple[tuple[str, str], ...]:
+        left = _LEFT
+        if self._keys and caller.header is not None:
+            left = left | {caller.header.lower()}  # the key was for us
+        sent = headers.forwarded(
+            headers.request_headers(
+                request.headers.items(),
+                connection=request.headers.getall("Connection", ()),
+                without=left,
+            ),
+            peer=request.remote,
+            scheme=request.scheme,
+            host=request.headers.get("Host", ""),
+            request_id=job_id,
+        )
+        if "Idempotency-Key" not in request.headers:
+            sent.append(("Idempotency-Key", job_id))  # the upstream may see the job twice
+        return tuple(sent)
+
+
+def not_found() -> JobNotFound:
+    """The one answer for a job that is unknown, expired, deleted, or another's."""
+    return JobNotFound("job not found or expired")
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("The proxy is shutting down. Try again: another one may answer.")
+
+
+def _query(request: web.Request) -> bytes:
+    return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
+
+
+def _idempotency_key(request: web.Request) -> bytes | None:
+    """The key, quoted (draft-ietf-httpapi-idempotency-key-header) or bare; empty is none."""
+    value = request.headers.get("Idempotency-Key")
+    if value is None:
+        return None
+    return value.strip().strip('"').encode("utf-8", "surrogateescape") or None
+
+
+def _hash(*parts: bytes) -> bytes:
+    """16 bytes that stand for ``parts``: each with its length, so that they cannot run together."""
+    digest = blake2b(digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,52 @@
+"""Those who wait for a job to end. Waiting costs one future and one timer, and no polling."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncproxy.jobs import Finished
+
+__all__ = ["Waiters"]
+
+
+class Waiters:
+    """The waiting clients of one process, by the job that they wait for."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, set[asyncio.Future[Finished | None]]] = {}
+        self._released = False
+
+    def __len__(self) -> int:
+        return sum(map(len, self._waiting.values()))
+
+    async def wait(self, job_id: str, timeout_s: float) -> Finished | None:
+        """The outcome of a job as soon as it is there; None if the job is deleted meanwhile.
+
+        Raises :class:`TimeoutError` after ``timeout_s``, and at once after :meth:`release`.
+        """
+        if self._released:
+            raise TimeoutError
+        woken: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
+        waiting = self._waiting.setdefault(job_id, set())
+        waiting.add(woken)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await woken
+        finally:
+            waiting.discard(woken)
+            if not waiting and self._waiting.get(job_id) is waiting:
+                del self._waiting[job_id]
+
+    def wake(self, job_id: str, outcome: Finished | None) -> None:
+        """Hand an outcome to all who wait for it; None if there will be none."""
+        for woken in self._waiting.pop(job_id, ()):
+            if not woken.done():
+                woken.set_result(outcome)
+
+    def release(self) -> None:
+        """Let all go without an outcome, and nobody wait any more."""
+        self._released = True
+        for waiting in self._waiting.values():
+            for woken in waiting:
+                if not woken.done():
+                    woken.set_exception(TimeoutError())

@@ -1,0 +1,192 @@
+"""What a figure is measured with: servers on their core, load on its own, and a meter between them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks import load, servers
+from benchmarks.errors import Broken
+from benchmarks.load import Load, Reply, Request
+from benchmarks.machine import Cores, on_core
+from benchmarks.servers import Server
+from benchmarks.sink import sink
+
+__all__ = ["Lab", "Meter", "Sample"]
+
+# Before each measurement: connections upstream, caches, and the interpreter's specialised code.
+_WARM_UP_REQUESTS = 200
+
+_DRAIN_S = 60.0
+
+_LARGE_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One measurement. ``value`` is in the unit of its figure, the rest says what to think of it.
+
+    ``cpu_us`` is the server's processor time per request, which others on the machine disturb less than
+    its throughput. ``busy`` is the part of its core that it used: well below 1.0, something else
+    than the server was the limit; ``load_busy`` is that of wrk, which may be it. ``answer_bytes`` is
+    the size of the body of each answer.
+    """
+
+    value: float
+    answer_bytes: int = 0
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    cpu_us: float | None = None
+    busy: float | None = None
+    load_busy: float | None = None
+
+
+@dataclass(slots=True)
+class Meter:
+    """Time that passed, and processor time that a server used, inside :meth:`Lab.metered`."""
+
+    wall_s: float = 0.0
+    cpu_s: float | None = None
+
+    def cpu_us(self, requests: int) -> float | None:
+        return None if self.cpu_s is None else self.cpu_s / requests * 1e6
+
+    @property
+    def busy(self) -> float | None:
+        return None if self.cpu_s is None else self.cpu_s / self.wall_s
+
+
+@dataclass(frozen=True)
+class Lab:
+    """Starts servers, loads them, and measures.
+
+    ``seconds`` is how long each load lasts. ``interpreter`` runs the proxy, and ``around`` wraps each
+    measurement of it: that is where a profiler comes in.
+    """
+
+    seconds: int
+    cores: Cores
+    folder: Path
+    log_level: str = "warning"
+    interpreter: Sequence[str] | None = None
+    around: Callable[[Server], AbstractContextManager[None]] = field(default=lambda _: nullcontext())
+
+    def quicker(self, seconds: int) -> Lab:
+        """The same lab, for a load of another length."""
+        return replace(self, seconds=seconds)
+
+    @contextmanager
+    def proxy(self, upstream_url: str, **changes: Any) -> Iterator[Server]:
+        """Our proxy. ``changes`` replaces sections of its configuration."""
+        more = {} if self.interpreter is None else {"interpreter": self.interpreter}
+        with servers.proxy(
+            upstream_url,
+            core=self.cores.server,
+            folder=self.folder,
+            log_level=self.log_level,
+            changes=changes,
+            **more,
+        ) as server:
+            yield server
+
+    def baseline(self, role: str, **arguments: object) -> AbstractContextManager[Server]:
+        """A bare handler; see :mod:`benchmarks.baselines`."""
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+        return servers.baseline(role, *given, core=self.cores.server, folder=self.folder)
+
+    def nginx(self, upstream_url: str) -> AbstractContextManager[Server]:
+        """nginx as a reverse proxy, on the core of the servers."""
+        return servers.nginx_proxy(upstream_url, core=self.cores.server, folder=self.folder)
+
+    def gateway(self, body: bytes) -> AbstractContextManager[Server]:
+        """An upstream that answers ``body`` to everything, off the core of the servers."""
+        return servers.nginx_files(body, core=self.cores.upstream, folder=self.folder)
+
+    def ask(self, server: Server, request: Request, *, status: int, times: int = 1) -> Reply:
+        """Send a request ``times`` in a row; the last answer, whose status must be ``status``."""
+        reply = load.ask(server.url, request, times=times)
+        server.submitted += times * (request.method == "POST")
+        if reply.status != status:
+            raise Broken(f"{request.method} {request.path}: {reply.status} in place of {status}")
+        return reply
+
+    def wrk(
+        self, server: Server, request: Request, *, connections: int, seconds: int | None = None
+    ) -> Load:
+        """Send a request for as long as the lab's loads last."""
+        done = load.wrk(
+            server.url,
+            request,
+            connections=connections,
+            seconds=seconds or self.seconds,
+            core=self.cores.load,
+            folder=self.folder,
+        )
+        server.submitted += done.requests * (request.method == "POST")
+        return done
+
+    def sink(self, server: Server, request: Request, *, connections: int) -> Load:
+        """As :meth:`wrk`, for large answers."""
+        with on_core(self.cores.load):
+            return sink(server.url, request, connections=connections, seconds=self.seconds)
+
+    @contextmanager
+    def metered(self, server: Server) -> Iterator[Meter]:
+        """Measure what ``server`` does inside the ``with``."""
+        meter = Meter()
+        with self.around(server):
+            cpu_s, started = server.cpu_s(), time.monotonic()
+            yield meter
+            meter.wall_s, after_s = time.monotonic() - started, server.cpu_s()
+        if cpu_s is not None and after_s is not None:
+            meter.cpu_s = after_s - cpu_s
+
+    def throughput(
+        self, server: Server, request: Request, *, status: int, connections: int = 64
+    ) -> Sample:
+        """Requests per second, all of them answered with ``status`` and as many bytes as the first.
+
+        Large answers are taken by :func:`benchmarks.sink.sink`: wrk would be the limit.
+        """
+        reply = self.ask(server, request, status=status, times=_WARM_UP_REQUESTS)
+        with self.metered(server) as meter:
+            if len(reply.body) < _LARGE_BYTES:
+                done = self.wrk(server, request, connections=connections)
+            else:
+                done = self.sink(server, request, connections=connections)
+        if done.bytes_per_answer < len(reply.body):
+            raise Broken(f"answers of {done.bytes_per_answer:.0f} bytes in place of {len(reply.body)}")
+        if len(self.ask(server, request, status=status).body) != len(reply.body):
+            raise Broken("the answer after the load is another one than before")
+        return Sample(
+            value=done.per_s,
+            answer_bytes=len(reply.body),
+            p50_ms=done.p50_ms,
+            p99_ms=done.p99_ms,
+            cpu_us=meter.cpu_us(done.requests),
+            busy=meter.busy,
+            load_busy=done.busy,
+        )
+
+    def finish_one(self, server: Server, submit: Request) -> Request:
+        """Run one more job to its end; the request that polls it.
+
+        The jobs of one credential go in their order: those before it are done by then too, but for
+        a few that are in flight.
+        """
+        job: dict[str, str] = json.loads(self.ask(server, submit, status=202).body)
+        poll = Request("GET", f"{submit.path}/{job['id']}", headers=submit.headers)
+        end = time.monotonic() + _DRAIN_S
+        while time.monotonic() < end:
+            reply = load.ask(server.url, poll)
+            if reply.status == 200:
+                if b'"status":"completed"' not in reply.body[:200]:
+                    raise Broken(f"the job did not complete: {reply.body[:300]!r}")
+                return poll
+            time.sleep(0.02)
+        raise Broken("the jobs are not done in time")

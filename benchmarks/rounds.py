@@ -1,0 +1,114 @@
+"""Three rounds of subject and baseline in turn, and what they come to: medians, ratios, spreads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from benchmarks.figures import Baseline, Figure
+from benchmarks.lab import Lab, Sample
+
+__all__ = ["Row", "measure"]
+
+# Below this share of its core a server under 64 connections was not what limited the figure.
+_BUSY = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A subject against one baseline, over all rounds."""
+
+    figure: Figure
+    baseline: Baseline
+    subject_samples: Sequence[Sample]
+    baseline_samples: Sequence[Sample]
+
+    @property
+    def subject(self) -> Sample:
+        return _median(self.subject_samples)
+
+    @property
+    def other(self) -> Sample:
+        return _median(self.baseline_samples)
+
+    @property
+    def ratios(self) -> list[float]:
+        """The ratio of each round."""
+        pairs = zip(self.subject_samples, self.baseline_samples, strict=True)
+        return [ours.value / other.value for ours, other in pairs]
+
+    @property
+    def ratio(self) -> float:
+        return median(self.ratios)
+
+    @property
+    def cpu_ratio(self) -> float | None:
+        """The ratio by processor time per request: what else runs on the machine moves it less."""
+        if not self.subject.cpu_us or not self.other.cpu_us:
+            return None
+        return self.other.cpu_us / self.subject.cpu_us
+
+    @property
+    def added_p50_ms(self) -> float | None:
+        """What we add to the baseline's median latency."""
+        if self.subject.p50_ms is None or self.other.p50_ms is None:
+            return None
+        return self.subject.p50_ms - self.other.p50_ms
+
+    @property
+    def reached(self) -> bool | None:
+        """Whether every goal is reached. None if there is none."""
+        found = []
+        if self.baseline.goal is not None:
+            above = self.ratio >= self.baseline.goal
+            below = self.ratio <= self.baseline.goal
+            found.append(below if self.figure.lower_is_better else above)
+        goal_ms = self.baseline.added_p50_goal_ms
+        if goal_ms is not None and self.added_p50_ms is not None:
+            found.append(self.added_p50_ms <= goal_ms)
+        return all(found) if found else None
+
+    @property
+    def limited_elsewhere(self) -> bool:
+        """Whether a server was waiting in a figure that is about how much it can do."""
+        samples = (self.subject, self.other) if self.figure.saturates else ()
+        return any(sample.busy is not None and sample.busy < _BUSY for sample in samples)
+
+
+def measure(figure: Figure, lab: Lab, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
+    """Measure ``figure``: a row for each of its baselines.
+
+    Who comes first alternates, so that a machine that gets slower, or warmer, favours nobody.
+    """
+    ours: list[Sample] = []
+    others: list[list[Sample]] = [[] for _ in figure.baselines]
+    for number in range(rounds):
+        if number % 2 == 0:
+            ours.append(figure.subject(lab))
+        for samples, baseline in zip(others, figure.baselines, strict=True):
+            samples.append(baseline.run(lab, ours[-1]))
+        if number % 2:
+            ours.append(figure.subject(lab))
+        values = ", ".join(f"{samples[-1].value:,.0f}" for samples in (ours, *others))
+        say(f"{figure.name} {number + 1}/{rounds}: {values} {figure.unit}")
+    pairs = zip(figure.baselines, others, strict=True)
+    return [Row(figure, baseline, ours, samples) for baseline, samples in pairs]
+
+
+def _median(samples: Sequence[Sample]) -> Sample:
+    """The median of each number by itself."""
+    return Sample(
+        value=median(s.value for s in samples),
+        answer_bytes=samples[0].answer_bytes,
+        p50_ms=_known(s.p50_ms for s in samples),
+        p99_ms=_known(s.p99_ms for s in samples),
+        cpu_us=_known(s.cpu_us for s in samples),
+        busy=_known(s.busy for s in samples),
+        load_busy=_known(s.load_busy for s in samples),
+    )
+
+
+def _known(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if known else None

@@ -1,0 +1,249 @@
+"""The relay: the wire contract, section 6."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import openai
+import pytest
+
+from tests.conftest import EMBED, Client, Start
+from tests.end_to_end.test_openai_client import sdk_embeddings
+from tests.gateway import Gateway, Received, answer, hang
+from tests.shell import shell
+
+RELAY = "/v1/relay/embeddings"
+
+
+class Slow:
+    """An upstream that is done when the test says so."""
+
+    def __init__(self, then: Any = None) -> None:
+        self.done = asyncio.Event()
+        self._then = then or answer({"ok": 1}, headers=[("x-cost", "3")])
+
+    async def __call__(self, request: Received, writer: asyncio.StreamWriter) -> None:
+        await self.done.wait()
+        await self._then(request, writer)
+
+
+async def test_done_in_time_is_the_sync_answer(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = answer({"ok": 1}, headers=[("x-cost", "3")])
+    response = await proxy.post(RELAY + "?api-version=1")
+    assert (response.status, response.json(), response.headers["x-cost"]) == (200, {"ok": 1}, "3")
+    assert gateway.received[0].target == "/v1/embeddings?api-version=1"
+
+
+async def test_what_takes_longer_is_redirected_and_held_again(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow()
+    proxy = await start(jobs={"relay_hold": "50ms"})
+    first = await proxy.post(RELAY)
+    assert first.status == 303
+    location = first.headers["Location"]
+    assert location.startswith(RELAY + "/")
+    assert location.endswith("?hop=1")
+    second = await proxy.get(location)
+    assert (second.status, second.headers["Location"]) == (303, location.replace("hop=1", "hop=2"))
+    slow.done.set()
+    for method in ("GET", "POST"):
+        done = await proxy.request(method, second.headers["Location"])
+        assert (done.status, done.json()) == (200, {"ok": 1})
+    assert len(gateway.received) == 1
+
+
+async def test_after_the_last_hop_a_retry_attaches(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow()
+    proxy = await start(jobs={"relay_hold": "10ms", "relay_max_hops": 2})
+    response = await proxy.post(RELAY)
+    hops = 0
+    while response.status == 303:
+        hops += 1
+        response = await proxy.get(response.headers["Location"])
+    assert (hops, response.status, response.code) == (2, 503, "still_running")
+    assert response.headers["Retry-After"] == "1"
+    slow.done.set()
+    again = await proxy.post(RELAY)
+    while again.status == 303:
+        again = await proxy.get(again.headers["Location"])
+    assert (again.status, again.json()) == (200, {"ok": 1})
+    assert len(gateway.received) == 1
+
+
+async def test_a_lost_connection_costs_nothing_upstream(start: Start, gateway: Gateway) -> None:
+    """Killed while it is held: the job goes on, and the retry gets its result."""
+    gateway.behaviour = slow = Slow()
+    proxy = await start()
+    body = json.dumps(EMBED).encode()
+    request = (
+        b"POST %b HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    )
+    _, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    writer.write(request % (RELAY.encode(), len(body), body))
+    await gateway.until(lambda: gateway.busy == 1)
+    writer.transport.abort()
+    slow.done.set()
+    async with asyncio.timeout(10):
+        while proxy.parts.store.usage().live:
+            await asyncio.sleep(0.01)
+    assert (await proxy.post(RELAY)).json() == {"ok": 1}
+    assert len(gateway.received) == 1
+    assert (await proxy.post(RELAY)).json() == {"ok": 1}  # that one was delivered: this is a new call
+    assert len(gateway.received) == 2
+
+
+async def test_two_who_wait_for_one_job_both_get_it(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow()
+    calls = [asyncio.ensure_future(proxy.post(RELAY)) for _ in range(5)]
+    await gateway.until(lambda: gateway.busy == 1)
+    await asyncio.sleep(0.05)
+    slow.done.set()
+    assert [(await call).json() for call in calls] == [{"ok": 1}] * 5
+    assert len(gateway.received) == 1
+
+
+async def test_two_equal_prompts_are_two_samples(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow()
+    chat, body = "/v1/relay/chat/completions", {"model": "m", "messages": []}
+    calls = [asyncio.ensure_future(proxy.post(chat, body)) for _ in range(2)]
+    await gateway.until(lambda: gateway.busy == 2)
+    retry = asyncio.ensure_future(proxy.post(chat, body, headers={"x-stainless-retry-count": "1"}))
+    keyed = [
+        asyncio.ensure_future(proxy.post(chat, body, headers={"Idempotency-Key": "k"}))
+        for _ in range(2)
+    ]
+    await gateway.until(lambda: gateway.busy == 3)
+    slow.done.set()
+    for call in (*calls, retry, *keyed):
+        assert (await call).status == 200
+    assert len(gateway.received) == 3
+
+
+async def test_jobs_of_others_are_not_attached_to(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow()
+    calls = [
+        asyncio.ensure_future(proxy.post(RELAY, headers=headers))
+        for headers in ({"x-api-key": "a"}, {"x-api-key": "b"}, {})
+    ]
+    calls.append(asyncio.ensure_future(proxy.post(RELAY, {**EMBED, "input": "other"})))
+    calls.append(asyncio.ensure_future(proxy.post(RELAY + "?x=1")))
+    await gateway.until(lambda: gateway.busy == 5)
+    slow.done.set()
+    for call in calls:
+        assert (await call).status == 200
+
+
+async def test_only_the_submitter_is_held(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = hang
+    proxy = await start(jobs={"relay_hold": "10ms"})
+    location = (await proxy.post(RELAY, headers={"x-api-key": "a"})).headers["Location"]
+    assert (await proxy.get(location, headers={"x-api-key": "b"})).code == "job_not_found"
+    assert (
+        await proxy.get(location.replace("embeddings", "rerank"), headers={"x-api-key": "a"})
+    ).status == 404
+
+
+@pytest.mark.parametrize("hop", ["", "?hop=", "?hop=-1", "?hop=x", "?hop=" + "9" * 50])
+async def test_a_hop_that_is_none(start: Start, gateway: Gateway, hop: str) -> None:
+    gateway.behaviour = hang
+    proxy = await start(jobs={"relay_hold": "10ms"})
+    location = (await proxy.post(RELAY)).headers["Location"].partition("?")[0]
+    assert (await proxy.get(location + hop)).headers["Location"] == location + "?hop=1"
+
+
+async def test_bad_requests_are_refused_as_on_the_async_path(proxy: Client) -> None:
+    assert (await proxy.post(RELAY, b"{")).code == "invalid_json"
+    assert (await proxy.post(RELAY, {"model": "m"})).code == "missing_required_parameter"
+
+
+async def test_what_cannot_be_a_job_passes_through(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = answer({"passed": True})
+    for method, path, target in (
+        ("GET", "/v1/relay/models?a=%2F", "/v1/models?a=%2F"),
+        ("POST", "/v1/relay/moderations", "/v1/moderations"),
+        ("DELETE", "/v1/relay/files/a%2Fb", "/v1/files/a%2Fb"),
+        ("GET", "/v1/relay/embeddings", "/v1/embeddings"),
+    ):
+        assert (await proxy.request(method, path)).json() == {"passed": True}
+        assert gateway.received[-1].target == target
+    stream = {"model": "m", "messages": [], "stream": True}
+    assert (await proxy.post("/v1/relay/chat/completions", stream)).json() == {"passed": True}
+    assert gateway.received[-1].target == "/v1/chat/completions"
+    assert gateway.received[-1].json() == stream
+    odd = {"Content-Type": "text/plain"}
+    assert (await proxy.post("/v1/relay/embeddings", b"text", headers=odd)).json() == {"passed": True}
+    assert gateway.received[-1].body == b"text"
+
+
+# Unmodified clients, with an upstream that takes longer than they are held.
+
+
+async def slow_sdk(request: Received, writer: asyncio.StreamWriter) -> None:
+    await asyncio.sleep(0.3)
+    await sdk_embeddings(request, writer)
+
+
+async def test_openai_python(start: Start, gateway: Gateway) -> None:
+    proxy = await start(jobs={"relay_hold": "50ms"})
+    gateway.behaviour = sdk_embeddings
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="sk") as direct:
+        expected = await direct.embeddings.create(model="m", input="x")
+    gateway.received.clear()
+    gateway.behaviour = slow_sdk
+    base = proxy.url + "/v1/relay"
+    async with openai.AsyncOpenAI(base_url=base, api_key="sk") as sdk:
+        assert await sdk.embeddings.create(model="m", input="x") == expected
+    with openai.OpenAI(base_url=base, api_key="sk") as sync:
+        assert await asyncio.to_thread(sync.embeddings.create, model="m", input="x") == expected
+    assert len(gateway.received) == 2
+
+
+async def test_openai_python_goes_on_past_the_last_hop(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = slow = Slow(sdk_embeddings)
+    proxy = await start(jobs={"relay_hold": "50ms", "relay_max_hops": 3})
+    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1/relay", api_key="sk") as sdk:
+        call = asyncio.ensure_future(sdk.embeddings.create(model="m", input="x"))
+        await asyncio.sleep(0.5)  # longer than three hops: it has had its 503 by now
+        slow.done.set()
+        assert (await call).data[0].index == 0
+    assert len(gateway.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "exception"),
+    [
+        (400, openai.BadRequestError),
+        (401, openai.AuthenticationError),
+        (404, openai.NotFoundError),
+        (429, openai.RateLimitError),
+        (500, openai.InternalServerError),
+    ],
+)
+async def test_its_exceptions_are_the_usual(
+    start: Start, gateway: Gateway, status: int, exception: type[openai.APIStatusError]
+) -> None:
+    proxy = await start(upstream={"retry": {"attempts": 1}}, jobs={"relay_hold": "20ms"})
+
+    async def slow_failure(request: Received, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.1)
+        await answer({"error": {"message": "what went wrong", "code": "c"}}, status=status)(
+            request, writer
+        )
+
+    gateway.behaviour = slow_failure
+    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1/relay", api_key="sk", max_retries=0) as sdk:
+        with pytest.raises(exception) as caught:
+            await sdk.embeddings.create(model="m", input="x")
+    assert caught.value.code == "c"
+
+
+async def test_curl(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = slow_sdk
+    proxy = await start(jobs={"relay_hold": "50ms"})
+    body = """-H 'content-type: application/json' -H 'authorization: Bearer sk' -d '{"model":"m","input":"x"}'"""
+    for options in ("-sL", "-sL -X POST"):
+        out = await shell(f"curl {options} {proxy.url}{RELAY} {body}")
+        assert json.loads(out)["model"] == "m"
+    assert len(gateway.received) == 2
+    assert {request.header("Authorization") for request in gateway.received} == {"Bearer sk"}
