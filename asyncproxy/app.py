@@ -16,6 +16,7 @@ from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS
+from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
 from asyncproxy.middleware import answering_errors
@@ -122,16 +123,23 @@ def _compose(config: Config) -> Proxy:
     )
     routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
     keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_key)
+    new_id = RandomIds()
     service = JobService(
         store=store,
         dispatcher=dispatcher,
         intake=intake,
         routes=routes,
         keys=keys,
+        new_id=new_id,
         lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1, jobs.max_wait),
     )
     pass_through = PassThrough(
-        upstreams=upstreams, routes=routes, intake=intake, keys=keys, observer=observer
+        upstreams=upstreams,
+        routes=routes,
+        intake=intake,
+        keys=keys,
+        observer=observer,
+        new_id=new_id,
     )
     relay = Relay(
         service,

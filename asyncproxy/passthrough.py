@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import socket
 import struct
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from time import monotonic
 from typing import Final
@@ -50,7 +49,7 @@ class PassThrough:
         intake: Intake,
         keys: KeyRing,
         observer: Observer,
-        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        new_id: Callable[[], str],
     ) -> None:
         self._upstreams = upstreams
         self._routes = routes

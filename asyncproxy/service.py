@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -67,8 +66,8 @@ class JobService:
         routes: ModelRoutes,
         keys: KeyRing,
         lifetimes: Lifetimes,
+        new_id: Callable[[], str],
         clock: Callable[[], float] = time.time,
-        new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher

@@ -1,0 +1,31 @@
+"""Ids that nobody can guess."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["RandomIds"]
+
+_AT_ONCE: Final = 256
+
+
+class RandomIds:
+    """UUIDs of version 4 (RFC 9562, section 5.4): 122 random bits of the operating system each.
+
+    They are fetched for many ids at once: asking the system costs more than all else about an id.
+    ``random`` gives that many random bytes.
+    """
+
+    def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:
+        self._random = random
+        self._left: list[str] = []
+
+    def __call__(self) -> str:
+        if not self._left:
+            digits = self._random(16 * _AT_ONCE).hex()
+            self._left = [digits[i : i + 32] for i in range(0, len(digits), 32)]
+        id_ = self._left.pop()
+        variant = "89ab"[int(id_[16], 16) & 3]
+        return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
