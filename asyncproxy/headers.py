@@ -67,10 +67,11 @@ Pairs = list[tuple[str, str]]
 def hop_by_hop(connection: Iterable[str]) -> frozenset[str]:
     """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
     named = {name.strip().lower() for value in connection for name in value.split(",")}
+    named.discard("")
     if named <= _USUAL:
         return HOP_BY_HOP
     # Content-Length and Host cannot be declared hop by hop: that would change what the message is.
-    return HOP_BY_HOP | (named - {"", "content-length", "host"})
+    return HOP_BY_HOP | (named - {"content-length", "host"})
 
 
 def request_headers(
@@ -139,9 +140,9 @@ def response_lines(
         lowered = name.lower()
         if lowered in dropped or lowered in without:
             continue
-        if b"\r" in value or b"\n" in value:
-            continue  # aiohttp reads upstreams leniently; what it lets through must not split ours
         line = b"%b: %b\r\n" % (name, value)
+        if line.count(b"\r") > 1 or line.count(b"\n") > 1:
+            continue  # aiohttp reads upstreams leniently; what it lets through must not split ours
         size += len(line)
         if limit is not None and size > limit:
             break

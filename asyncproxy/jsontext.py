@@ -7,12 +7,16 @@ from typing import Final, TypeVar
 
 import msgspec
 
-__all__ = ["InvalidText", "check", "parse"]
+__all__ = ["InvalidText", "check", "parse", "without_half_pairs"]
 
 T = TypeVar("T")
 
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+# Half a surrogate pair: a high one with no low one after it, or a low one with no high one before.
+_HIGH, _LOW, _HEX = rb"\\u[dD][89abAB]", rb"\\u[dD][c-fC-F]", rb"[0-9a-fA-F]{2}"
+_HALF_A_PAIR: Final = re.compile(
+    rb"%b%b(?!%b)|(?<!%b%b)%b%b" % (_HIGH, _HEX, _LOW, _HIGH, _HEX.replace(b"{2}", b"") * 2, _LOW, _HEX)
+)
 
 
 class InvalidText(ValueError):
@@ -30,17 +34,29 @@ def parse(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     Raises :class:`InvalidText`, or :class:`msgspec.ValidationError` where the text is JSON but not of
     the decoder's type.
     """
-    try:
-        value = _decode(text, decoder)
-    except msgspec.ValidationError:
-        check(text)  # a wrong type is found before the rest is read, and the rest may be malformed
-        raise
     if not text.isascii():  # msgspec does not look into the strings that it skips
         try:
             text.decode()
         except UnicodeDecodeError as error:
             raise InvalidText(f"invalid UTF-8 at byte {error.start}") from None
-    return value
+    try:
+        return _decode(text, decoder)
+    except msgspec.ValidationError:
+        _decode(text, _RAW)  # a wrong type is found before the rest is read: that may be malformed
+        raise
+
+
+def without_half_pairs(text: bytes) -> bytes:
+    r"""``text`` with ``\ufffd`` for each half of a surrogate pair; the same bytes if there is none.
+
+    It is the one thing that msgspec refuses and RFC 8259 allows (section 8.2), and what a model writes
+    that is cut off in the middle of an emoji.
+    """
+    if b"\\ud" not in text and b"\\uD" not in text:
+        return text
+    # Escaped backslashes are hidden meanwhile: what follows one is no escape.
+    hidden = text.replace(b"\\\\", b"\x01\x01")
+    return _HALF_A_PAIR.sub(rb"\\ufffd", hidden).replace(b"\x01\x01", b"\\\\")
 
 
 def _decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
@@ -51,10 +67,8 @@ def _decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     except RecursionError:
         raise InvalidText("nested too deeply") from None
     except msgspec.DecodeError as error:
-        # The one thing that msgspec refuses and RFC 8259 allows (section 8.2) is half a surrogate
-        # pair, which a model writes when it is cut off in the middle of an emoji.
-        replaced, count = _SURROGATE.subn(rb"\\ufffd", text)
-        if count and replaced != text:
+        replaced = without_half_pairs(text)
+        if replaced != text:
             return _decode(replaced, decoder)
         reason = str(error).removeprefix("JSON is malformed: ") if text.strip() else "it is empty"
         raise InvalidText(reason) from None

@@ -118,7 +118,13 @@ def _check_json(endpoint: Endpoint, body: bytes) -> Submission:
     _refuse_stream(endpoint, stream=fields.stream is True, stream_format=fields.stream_format)
     if fields.fallbacks is msgspec.UNSET:
         return Submission(model, body)
-    return Submission(model, _without_fallbacks(body), _fallbacks(fields.fallbacks))
+    fallbacks = _fallbacks(fields.fallbacks)
+    if jsontext.without_half_pairs(body) != body:
+        raise InvalidJson(
+            "A body with half a surrogate pair cannot be rewritten, as `fallbacks` asks for.",
+            param="fallbacks",
+        )
+    return Submission(model, _without_fallbacks(body), fallbacks)
 
 
 def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
@@ -202,7 +208,7 @@ def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
     """
     if value is None or not (value.isascii() and value.isdecimal()):
         return default_s
-    seconds = int(value) if len(value) < 10 else max_s
+    seconds = int(value) if len(value.lstrip("0")) < 10 else max_s
     return min(seconds, max_s) if seconds > 0 else default_s
 
 
@@ -245,14 +251,21 @@ def _refuse_repeated(body: bytes) -> None:
             raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name)
 
 
+def _letter(letter: str) -> str:
+    """A pattern for a letter of a name, as it is or escaped."""
+    code = f"{ord(letter):02x}"
+    digits = (f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in code)
+    return rf"(?:{letter}|\\u00{''.join(digits)})"
+
+
 def _times_at_the_top(name: str, body: bytes) -> int:
     """How often the object that ``body`` is has a key, itself and not in what it holds.
 
     No value is built: names are marked, strings dropped, and brackets counted, all of it by the
     functions of ``bytes`` and ``re``. The text is known to be JSON.
     """
-    letters = (rf"(?:{letter}|\\u00{ord(letter):02x})" for letter in name)
-    key = re.compile(rf'"{"".join(letters)}"\s*:'.encode(), re.IGNORECASE)
+    # A quote behind a backslash is inside of another name.
+    key = re.compile(rf'(?<!\\)"{"".join(map(_letter, name))}"\s*:'.encode())
     marked = key.sub(_MARK, body)  # which no JSON text holds
     skeleton = _STRING.sub(b"", marked).translate(None, _NO_SKELETON)[1:-1]
     for _ in range(3):  # most is in small objects: they are taken out whole

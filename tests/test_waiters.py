@@ -12,9 +12,7 @@ from asyncproxy.waiters import Waiters
 OUTCOME = Finished("a", "embeddings", b"", JobStatus.COMPLETED, 200, 1.0, b"{}", b"")
 
 
-async def waiting(
-    waiters: Waiters, job_id: str, count: int = 1
-) -> list[asyncio.Task[Finished | None]]:
+async def waiting(waiters: Waiters, job_id: str, count: int = 1) -> list[asyncio.Task[Finished | None]]:
     futures = [asyncio.create_task(waiters.wait(job_id, 60)) for _ in range(count)]
     await asyncio.sleep(0)
     return futures

@@ -1,0 +1,158 @@
+"""JSON text or not: the same verdict as the json module, with no NaN and no guessed encodings."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, NoReturn
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from asyncproxy import jsontext
+
+ANY = msgspec.json.Decoder()
+NUMBER = msgspec.json.Decoder(int)
+
+
+def refuse(constant: str) -> NoReturn:
+    raise ValueError(constant)
+
+
+def is_json(text: bytes) -> bool:
+    """What the json module says, kept to RFC 8259: UTF-8 without a mark, and no NaN."""
+    try:
+        json.loads(text.decode(), parse_constant=refuse, parse_int=str, parse_float=str)
+    except ValueError:  # UnicodeDecodeError and JSONDecodeError too
+        return False
+    return True
+
+
+def accepts(text: bytes) -> bool:
+    try:
+        jsontext.check(text)
+    except jsontext.InvalidText:
+        return False
+    return True
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()  # NaN and infinities too
+    | st.text(st.characters(codec="utf-8"))
+    | st.text(st.characters(categories=["Cs"]) | st.characters(max_codepoint=127), max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=12,
+)
+
+PRINTED = st.builds(
+    lambda value, ascii_only, indent: json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode(
+        "utf-8", "surrogatepass"
+    ),
+    VALUES,
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
+
+INSERTS = st.binary(max_size=3) | st.sampled_from(
+    b'" \\ \\u \\ud83d , : [ } NaN 0 - . e \xc3 \xef\xbb\xbf \x00 \x0c // true \xed\xa0\x80'.split(b" ")
+)
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> bytes:
+    """JSON text with a few pieces cut out, put in or moved."""
+    text = draw(PRINTED)
+    for _ in range(draw(st.integers(1, 3))):
+        start = draw(st.integers(0, len(text)))
+        end = draw(st.integers(start, min(len(text), start + 4)))
+        text = text[:start] + draw(INSERTS) + text[end:]
+    return text
+
+
+@given(PRINTED)
+@settings(max_examples=250, deadline=None)
+def test_it_agrees_with_the_json_module_on_what_that_prints(text: bytes) -> None:
+    assert accepts(text) == is_json(text)
+
+
+@given(mutated() | st.binary(max_size=8))
+@example(b"")
+@example(b" ")
+@example(b"\xef\xbb\xbf{}")
+@example(b"-")
+@example(b"-0")
+@example(b"01")
+@example(b"1e999")
+@example(b"1E+1")
+@example(b'"\x7f"')
+@example(b'"\xff"')
+@example(b'{"a":1,"a":2}')
+@example(b"[1,]")
+@example(b'{"a":1,}')
+@example(b'"\\ud83d" x')
+@example(b'["\\ud83d\\ude00", "\\ude00\\ud83d", "\\\\ud83d"]')
+@example(b'"\\ud83d\xff"')
+@settings(max_examples=800, deadline=None)
+def test_it_agrees_with_the_json_module_on_broken_texts(text: bytes) -> None:
+    assert accepts(text) == is_json(text)
+
+
+@given(st.lists(st.sampled_from([b"\\ud83d", b"\\ude00", b"\\", b"\\\\", b"u", b"d83d", b'"', b"a"])))
+@settings(max_examples=400, deadline=None)
+def test_it_agrees_with_the_json_module_on_escapes(pieces: list[bytes]) -> None:
+    text = b'"' + b"".join(pieces) + b'"'
+    assert accepts(text) == is_json(text)
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+        max_leaves=12,
+    )
+)
+@settings(max_examples=150, deadline=None)
+def test_it_decodes_what_the_json_module_prints(value: Any) -> None:
+    assert jsontext.parse(json.dumps(value).encode(), ANY) == value
+
+
+def test_half_a_surrogate_pair_is_read_as_a_replacement_character() -> None:
+    assert jsontext.parse(b'"a\\ud83d"', ANY) == "a\ufffd"
+    assert jsontext.parse(b'"a\\uDE00b"', ANY) == "a\ufffdb"
+
+
+def test_a_whole_pair_beside_half_a_pair_keeps_its_meaning() -> None:
+    assert jsontext.parse(b'["\\ud83d\\ude00","\\ud83d"]', ANY) == ["\U0001f600", "\ufffd"]
+
+
+def test_an_escaped_backslash_before_half_a_pair_is_no_escape() -> None:
+    assert jsontext.parse(b'["\\\\ud83d","\\ud83d"]', ANY) == ["\\ud83d", "\ufffd"]
+
+
+def test_text_of_another_type_than_the_decoder_s_is_told_from_text_that_is_not_json() -> None:
+    with pytest.raises(msgspec.ValidationError):
+        jsontext.parse(b'["a"]', NUMBER)
+    for text in (b'["a"', b'["a"] x', b'["\xff"]', b"[" * 10_000, b"[NaN]"):
+        with pytest.raises(jsontext.InvalidText):
+            jsontext.parse(text, NUMBER)
+
+
+@pytest.mark.parametrize("depth", [10_000, 1_000_000])
+def test_deep_nesting_is_refused_and_not_fatal(depth: int) -> None:
+    for text in (b"[" * depth + b"]" * depth, b"[" * depth, b'{"a":' * depth):
+        with pytest.raises(jsontext.InvalidText, match="nested too deeply"):
+            jsontext.check(text)
+
+
+def test_the_message_says_where_and_holds_none_of_the_text() -> None:
+    with pytest.raises(jsontext.InvalidText, match="byte 11") as caught:
+        jsontext.check(b'["s3cret", s3cret]')
+    assert "s3c" not in str(caught.value)
+    with pytest.raises(jsontext.InvalidText, match="invalid UTF-8 at byte 3"):
+        jsontext.check(b'["a\xff"]')
+    with pytest.raises(jsontext.InvalidText, match="empty"):
+        jsontext.check(b" \n")
