@@ -1,7 +1,14 @@
-"""Our own pages: ``/-/healthy`` and ``/-/ready``."""
+"""Our own pages: ``/-/healthy``, ``/-/ready`` and ``/-/openapi.json``."""
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Collection
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import yaml
 from aiohttp import web
 
 from asyncproxy.dispatcher import Dispatcher
@@ -9,19 +16,30 @@ from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.intake import expect_nothing
 from asyncproxy.middleware import answering_errors
 from asyncproxy.responses import json_response
+from asyncproxy.version import __version__
 
-__all__ = ["Admin"]
+__all__ = ["Admin", "describe"]
 
 
 class Admin:
-    """Pages for load balancers and orchestrators. They need no key and name nothing internal."""
+    """Pages for load balancers, orchestrators and tools. They need no key and name nothing internal.
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    ``paths`` are those which are served beside these pages, as they stand in the description.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, paths: Collection[str]) -> None:
         self._dispatcher = dispatcher
+        self._paths = paths
+        self._description = b""
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the pages, and answer for all other paths under ``/-/``."""
-        for path, page in (("/-/healthy", self._healthy), ("/-/ready", self._ready)):
+        pages = {
+            "/-/healthy": self._healthy,
+            "/-/ready": self._ready,
+            "/-/openapi.json": answering_errors(self._openapi),
+        }
+        for path, page in pages.items():
             resource = router.add_resource(path)
             for method in ("GET", "HEAD"):
                 resource.add_route(method, page, expect_handler=expect_nothing)
@@ -39,10 +57,31 @@ class Admin:
             return json_response(503, b'{"status":"unavailable","reason":"shutting down"}')
         return json_response(200, b'{"status":"ok"}')
 
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        """200: the description of the paths that are served."""
+        if not self._description:
+            # In a thread: reading so much YAML would stop the loop for as long as many jobs take.
+            description = await asyncio.to_thread(describe, self._paths)
+            self._description = msgspec.json.encode(description)
+        return json_response(200, self._description)
+
+
+def describe(paths: Collection[str]) -> dict[str, Any]:
+    """The OpenAPI description of ``paths`` and of our own pages, read from the package."""
+    text = files("asyncproxy").joinpath("openapi.yaml").read_text(encoding="utf-8")
+    description: dict[str, Any] = yaml.safe_load(text)
+    description["info"]["version"] = __version__
+    description["paths"] = {
+        path: item
+        for path, item in description["paths"].items()
+        if path in paths or path.startswith("/-/")
+    }
+    return description
+
 
 async def _refuse(request: web.Request) -> web.StreamResponse:
     raise MethodNotAllowed("This page takes GET, HEAD.", allow="GET, HEAD")
 
 
 async def _unknown_page(request: web.Request) -> web.StreamResponse:
-    raise UnknownEndpoint("There is no such page. There are /-/healthy and /-/ready.")
+    raise UnknownEndpoint("There is no such page. There are /-/healthy, /-/ready and /-/openapi.json.")

@@ -15,7 +15,7 @@ from asyncproxy.by_header import ByHeader
 from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
-from asyncproxy.endpoints import ENDPOINTS
+from asyncproxy.endpoints import ENDPOINTS, Endpoint
 from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
@@ -70,8 +70,8 @@ PROXY: Final = web.AppKey("asyncproxy", Proxy)
 def build_app(config: Config) -> web.Application:
     """The whole proxy: an application, :func:`setup`, the paths of the gateway, the pass-through."""
     app = web.Application(handler_args=server_options(config))
-    setup(app, config)
-    proxy, endpoints = app[PROXY], [ENDPOINTS[name] for name in config.jobs.endpoints]
+    _setup(app, config, whole=True)
+    proxy, endpoints = app[PROXY], _endpoints(config)
     proxy.relay.add_routes(app.router, endpoints)
     proxy.by_header.add_routes(app.router, endpoints)
     app.router.add_route(
@@ -90,14 +90,33 @@ def setup(app: web.Application, config: Config) -> None:
     nothing else: no middleware, so the host's routes are as they were, and the host's own
     middlewares and signals see ours as any other.
     """
-    proxy = _compose(config)
+    _setup(app, config, whole=False)
+
+
+def _setup(app: web.Application, config: Config, *, whole: bool) -> None:
+    proxy = _compose(config, whole=whole)
     app[PROXY] = proxy
-    proxy.api.add_routes(app.router, [ENDPOINTS[name] for name in config.jobs.endpoints])
+    proxy.api.add_routes(app.router, _endpoints(config))
     proxy.admin.add_routes(app.router)
     app.cleanup_ctx.append(proxy.running)
 
 
-def _compose(config: Config) -> Proxy:
+def _endpoints(config: Config) -> list[Endpoint]:
+    return [ENDPOINTS[name] for name in config.jobs.endpoints]
+
+
+def _paths(config: Config, *, whole: bool) -> frozenset[str]:
+    """The paths that the routes of the parts have: those of :func:`setup`, or of the whole proxy."""
+    paths = set()
+    for endpoint in _endpoints(config):
+        job = f"{endpoint.async_path}/{{id}}"
+        paths |= {endpoint.async_path, job, f"{job}/content"}
+        if whole:
+            paths |= {endpoint.sync_path, endpoint.relay_path, f"{endpoint.relay_path}/{{id}}"}
+    return frozenset(paths)
+
+
+def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
     store = MemoryStore(
         [upstream.name for upstream in config.upstreams],
@@ -154,7 +173,7 @@ def _compose(config: Config) -> Proxy:
         upstreams=upstreams,
         dispatcher=dispatcher,
         api=Api(service),
-        admin=Admin(dispatcher),
+        admin=Admin(dispatcher, _paths(config, whole=whole)),
         pass_through=pass_through,
         by_header=ByHeader(service, pass_through.handle),
         relay=relay,

@@ -33,7 +33,7 @@ def layout() -> dict[str, str]:
         if match[1].endswith("/"):
             for file in re.findall(r"(\w+)\.py", match[2]):
                 named[f"{match[1][:-1]}.{file}"] = match[2]
-        else:
+        elif match[1].endswith(".py"):  # and not a file of data
             named[match[1].removesuffix(".py")] = match[2]
     return named
 
