@@ -81,8 +81,10 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
     media_type = _media_type(answer)
     if answer.status in _BODILESS or _is_json(media_type):
         _check_json(answer)
-        body = answer.body or b"null"
-        return _finish(job, JobStatus.COMPLETED, answer.status, body, now, head, None)
+        if answer.body:
+            return _finish(job, JobStatus.COMPLETED, answer.status, answer.body, now, head, None)
+        # The envelope says null, /content has no body.
+        return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
     if not ENDPOINTS[job.endpoint].media:
         raise InvalidUpstreamResponse(
             f"The upstream answered {answer.status} with {media_type[:100]}, "
@@ -141,8 +143,6 @@ def _finish(
         )
     )
     start, end = len(prefix), len(prefix) + len(spliced)
-    if status is JobStatus.COMPLETED and status_code == 204:
-        end = start  # the envelope says null, /content has no body
     return Finished(
         id=job.id,
         endpoint=job.endpoint,
@@ -228,14 +228,14 @@ _OPENAI_ERROR: Final = msgspec.json.Decoder(_OpenAIErrorBody)
 
 def _upstream_error(job: Job, answer: Answer) -> bytes:
     try:
-        given = _OPENAI_ERROR.decode(answer.body).error
+        given = jsontext.parse(answer.body, _OPENAI_ERROR).error
         error = {
             "type": given.type,
             "code": given.code,
             "message": given.message,
             "param": given.param,
         }
-    except (msgspec.DecodeError, RecursionError):
+    except (jsontext.InvalidText, msgspec.ValidationError):
         text = answer.body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
         message = text[:_MESSAGE_LIMIT] or f"The upstream answered {answer.status} with no body."
         error = {"type": "upstream_error", "code": None, "message": message, "param": None}
