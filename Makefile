@@ -30,10 +30,12 @@ schema: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Every kind of client through nginx, from a slow upstream.
+# Every kind of client through nginx, from a slow upstream, and what the pages in docs/clients/ tell them to do.
 clients: $(VENV)/.dev $(CLIENTS)/.ready $(NODE_CLIENTS)/.ready
 	@tests/clients/need-nginx
 	$(BIN)/python -m tests.clients --python $(CLIENTS)/bin/python --node $(NODE_CLIENTS) $(ARGS)
+	CLIENTS_PYTHON=$(abspath $(CLIENTS)/bin/python) CLIENTS_NODE=$(abspath $(NODE_CLIENTS)) \
+		$(BIN)/pytest tests/test_client_pages.py
 
 clean:
 	rm -rf $(VENV) $(CLIENTS) $(NODE_CLIENTS) .mypy_cache .pytest_cache .ruff_cache .hypothesis
