@@ -80,8 +80,8 @@ def describe(paths: Collection[str]) -> dict[str, Any]:
 
 
 async def _refuse(request: web.Request) -> web.StreamResponse:
-    raise MethodNotAllowed("This page takes GET, HEAD.", allow="GET, HEAD")
+    raise MethodNotAllowed("This page only supports GET and HEAD.", allow="GET, HEAD")
 
 
 async def _unknown_page(request: web.Request) -> web.StreamResponse:
-    raise UnknownEndpoint("There is no such page. There are /-/healthy, /-/ready and /-/openapi.json.")
+    raise UnknownEndpoint("Unknown page. There are /-/healthy, /-/ready and /-/openapi.json.")

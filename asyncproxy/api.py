@@ -91,7 +91,7 @@ class Api:
     def _refusing(self, allow: str) -> Handler:
         async def refuse(request: web.Request) -> web.StreamResponse:
             self._service.identify(request)
-            raise MethodNotAllowed(f"This path takes {allow}.", allow=allow)
+            raise MethodNotAllowed(f"This path only supports {allow}.", allow=allow)
 
         return refuse
 

@@ -9,9 +9,10 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any
 
+from asyncproxy import credentials
 from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import Config, dump_config, load_config
 from asyncproxy.errors import ConfigError, StartupError
@@ -30,8 +31,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except ConfigError as error:
+        file = getattr(arguments, "config", None)
         for problem in error.problems:
-            print(f"asyncproxy: {problem}", file=sys.stderr)
+            where = "" if file is None or problem.startswith(file) else f"{file}: "
+            print(f"asyncproxy: {where}{problem}", file=sys.stderr)
         return 2
     except StartupError as error:
         print(f"asyncproxy: {error}", file=sys.stderr)
@@ -50,8 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     serve = commands.add_parser("serve", help="run the proxy", allow_abbrev=False)
     source = serve.add_mutually_exclusive_group(required=True)
     source.add_argument("--config", metavar="FILE", help="the YAML configuration")
-    source.add_argument("--upstream", metavar="URL", help="the gateway, where no file is needed")
-    serve.add_argument("--listen", metavar="HOST:PORT", help="over the configuration's `listen`")
+    source.add_argument("--upstream", metavar="URL", help="the gateway's URL, instead of a file")
+    serve.add_argument("--listen", metavar="HOST:PORT", help="overrides `listen`")
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
@@ -90,8 +93,22 @@ def _serve(arguments: argparse.Namespace) -> int:
 
 
 def _check(arguments: argparse.Namespace) -> int:
-    print(dump_config(load_config(arguments.config)), end="")
+    config = load_config(arguments.config)
+    print(dump_config(config), end="")
+    for warning in _warnings(config):
+        print(f"asyncproxy: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _warnings(config: Config) -> Iterator[str]:
+    """What can be meant as it is written, and rarely is."""
+    for upstream in config.upstreams:
+        given = {name.lower() for name in upstream.headers}
+        if not config.auth.keys and given & {name.lower() for name in credentials.HEADERS}:
+            yield (
+                f"the upstream {upstream.name!r} gets a credential from `headers`, and `auth.keys` is "
+                "empty: whoever reaches this proxy uses that credential, on every path of the gateway"
+            )
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -107,7 +124,7 @@ def _listening_on(config: Config, listen: str) -> Config:
     try:
         return Config.model_validate({**dict(config), "listen": listen})
     except ValueError:
-        raise ConfigError([f"--listen: found {listen!r}; right would be host:port"]) from None
+        raise ConfigError([f"--listen: found {listen!r}; expected host:port"]) from None
 
 
 def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
@@ -127,6 +144,8 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 async def serve(config: Config, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout."""
     _allow_many_connections()
+    for warning in _warnings(config):
+        logger.warning(warning)
     app = build_app(config)
     _spare_the_collector()
     stop, now = _stop_signals()
@@ -147,7 +166,7 @@ async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
     """
     usage = proxy.store.usage()
     grace_s = proxy.config.shutdown_grace
-    logger.info("shutting down: %d live jobs, up to %g s for those in flight", usage.live, grace_s)
+    logger.info("shutting down: jobs not done: %d, up to %g s for those in flight", usage.live, grace_s)
     parts = (proxy.dispatcher, proxy.pass_through)
     draining = [asyncio.create_task(part.drain(grace_s)) for part in parts]
     hurrying = asyncio.create_task(_cancel_when(now, draining))
@@ -156,12 +175,12 @@ async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
     await asyncio.gather(hurrying, return_exceptions=True)
     await proxy.dispatcher.drain(0)
     usage = proxy.store.usage()
-    if usage.live or usage.results:
-        logger.warning(
-            "the memory store ends with the process: %d unfinished jobs and %d results are lost",
-            usage.live,
-            usage.results,
-        )
+    logger.log(
+        logging.WARNING if usage.live else logging.INFO,
+        "the memory store ends with the process: %d unfinished jobs are lost, %d results dropped",
+        usage.live,
+        usage.results,
+    )
 
 
 async def _cancel_when(event: asyncio.Event, tasks: Iterable[asyncio.Task[None]]) -> None:

@@ -244,7 +244,10 @@ class JobsConfig(_Section):
     @model_validator(mode="after")
     def _ttl_fits(self) -> JobsConfig:
         if self.result_ttl > self.max_result_ttl:
-            raise ValueError("a result_ttl that is at most max_result_ttl")
+            raise ValueError(
+                f"a result_ttl ({_show_duration(self.result_ttl)}) of at most max_result_ttl "
+                f"({_show_duration(self.max_result_ttl)})"
+            )
         return self
 
 
@@ -329,9 +332,9 @@ def load_config(
     try:
         data = _expand(data, "", os.environ if environ is None else environ, problems)
     except RecursionError:
-        raise ConfigError(["the file holds itself, by an alias; right would be a tree"]) from None
+        raise ConfigError(["the file holds itself, by an alias; expected a tree"]) from None
     if not isinstance(data, dict):
-        raise ConfigError([f"found {_shown(data)}; right would be a mapping with `upstreams`"])
+        raise ConfigError([f"found {_shown(data)}; expected a mapping with `upstreams`"])
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
@@ -450,7 +453,7 @@ def _problems(error: ValidationError) -> Iterator[str]:
             right = item["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
             right = _PLAIN_WORDS.get(kind, right)
             found = "a secret" if _is_secret(loc) else _shown(item["input"])
-            yield f"{path or 'the file'}: found {found}; right would be {right}"
+            yield f"{path or 'the file'}: found {found}; expected {right}"
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
@@ -470,6 +473,10 @@ _PLAIN_WORDS: Final = {
     "list_type": "a list",
     "string_type": "text",
     "too_short": "at least one",
+    "int_parsing": "a whole number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "string_pattern_mismatch": "letters, digits, dots, dashes and underscores",
 }
 
 

@@ -97,7 +97,11 @@ def _parse(body: bytes) -> tuple[list[str], int, str]:
     if not isinstance(data, dict):
         raise _BadRequest("The body must be a JSON object.")
     if data.get("model") != MODEL:
-        raise _BadRequest(f"The model is {MODEL!r} here.", "model", status=404)
+        raise _BadRequest(
+            f"Unknown model {str(data.get('model'))[:100]!r}. This demo serves {MODEL!r}.",
+            "model",
+            status=404,
+        )
     given = data.get("input")
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list) or not texts or not all(isinstance(t, str) for t in texts):
@@ -166,14 +170,14 @@ def _next_steps(url: str, model_url: str) -> str:
 asyncproxy listens on {url}, in front of a real embedding model on {model_url}/v1.
 In another terminal:
 
-# submit: a job id comes back at once
-curl -si {url}/v1/async/embeddings -H 'content-type: application/json' \\
-  -d '{{"model": "{MODEL}", "input": ["cat", "kitten", "revenue"]}}'
+# Submit: a job comes back at once, and its id is kept.
+ID=$(curl -s {url}/v1/async/embeddings -H 'content-type: application/json' \\
+  -d '{{"model": "{MODEL}", "input": ["cat", "kitten", "revenue"]}}' | tee /dev/stderr | cut -d'"' -f4)
 
-# poll: the path that `location:` has named
-curl -si {url}/v1/async/embeddings/<id>
+# Poll, until it is completed.
+curl -si {url}/v1/async/embeddings/$ID
 
-# both, with the official openai client: submit, poll, and the result as the type that it knows
+# Both with the official openai client, and the result in the type that it knows:
 {python} - <<'EOF'
 import math, time
 from openai import OpenAI
@@ -192,5 +196,5 @@ cosine = lambda a, b: sum(x * y for x, y in zip(a, b)) / math.hypot(*a) / math.h
 print(f"cat ~ kitten: {{cosine(cat, kitten):.3f}}   cat ~ revenue: {{cosine(cat, revenue):.3f}}")
 EOF
 
-Ctrl-C ends it.
+Press Ctrl-C to stop.
 """

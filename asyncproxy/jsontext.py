@@ -52,8 +52,8 @@ def without_half_pairs(text: bytes) -> bytes:
     It is the one thing that msgspec refuses and RFC 8259 allows (section 8.2), and what a model writes
     that is cut off in the middle of an emoji.
     """
-    if b"\\ud" not in text and b"\\uD" not in text:
-        return text
+    if (b"\\ud" not in text and b"\\uD" not in text) or b"\x01" in text:
+        return text  # no JSON text holds that character
     # Escaped backslashes are hidden meanwhile: what follows one is no escape.
     hidden = text.replace(b"\\\\", b"\x01\x01")
     return _HALF_A_PAIR.sub(rb"\\ufffd", hidden).replace(b"\x01\x01", b"\\\\")

@@ -35,9 +35,10 @@ class LogObserver:
     """Writes one line per job outcome and per request that went through."""
 
     def job_finished(self, event: JobFinished) -> None:
-        good = event.status is JobStatus.COMPLETED
+        # That a client asked for something wrong is not the operator's to look at.
+        theirs = event.status is JobStatus.COMPLETED or 400 <= event.status_code < 500
         _log(
-            logging.INFO if good else logging.WARNING,
+            logging.INFO if theirs else logging.WARNING,
             "job " + event.status.value,
             job=event.job_id,
             endpoint=event.endpoint,

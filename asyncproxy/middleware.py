@@ -32,9 +32,9 @@ def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | N
     found = credentials.find(request.headers)
     if keys and (found is None or found[1] not in keys):
         raise InvalidApiKey(
-            "The key is not valid here. Send one that the operator of this proxy gave you."
+            "This key is not valid. Send one that the operator of this proxy gave you."
             if found
-            else "A key is needed. Send it as `Authorization: Bearer <key>`."
+            else "A key is required. Send it as `Authorization: Bearer <key>`."
         )
     return found
 

@@ -233,7 +233,7 @@ def not_found() -> JobNotFound:
 
 
 def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("The proxy is shutting down. Try again: another one may answer.")
+    return ShuttingDown("The proxy is shutting down. Try again in a moment.")
 
 
 def _query(request: web.Request) -> bytes:

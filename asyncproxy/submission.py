@@ -114,7 +114,7 @@ def _check_json(endpoint: Endpoint, body: bytes) -> Submission:
     for name in endpoint.required:
         value: msgspec.Raw | msgspec.UnsetType = getattr(fields, name)
         if isinstance(value, msgspec.UnsetType) or _is_empty(value):
-            raise MissingParameter(f"`{name}` is needed, and not empty.", param=name)
+            raise MissingParameter(f"`{name}` is required, and must not be empty.", param=name)
     _refuse_stream(endpoint, stream=fields.stream is True, stream_format=fields.stream_format)
     if fields.fallbacks is msgspec.UNSET:
         return Submission(model, body)
@@ -155,7 +155,7 @@ def _check_length(model: str) -> None:
 
 
 def _no_model() -> MissingParameter:
-    return MissingParameter("A model is needed: a non-empty string.", param="model")
+    return MissingParameter("`model` is required: a non-empty string.", param="model")
 
 
 def _refuse_stream(endpoint: Endpoint, *, stream: bool, stream_format: object) -> None:
@@ -208,8 +208,10 @@ def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
     """
     if value is None or not (value.isascii() and value.isdecimal()):
         return default_s
-    seconds = int(value) if len(value.lstrip("0")) < 10 else max_s
-    return min(seconds, max_s) if seconds > 0 else default_s
+    digits = value.lstrip("0")
+    if not digits:
+        return default_s
+    return min(int(digits), max_s) if len(digits) < 10 else max_s
 
 
 def wait(query: str | None, prefer: str | None, *, max_s: float) -> float | None:

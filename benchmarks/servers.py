@@ -30,7 +30,7 @@ _START_S = 15.0
 _STOP_S = 15.0
 
 _URL = re.compile(rb"http://127\.0\.0\.1:\d+")
-_LOST = re.compile(r"ends with the process: (\d+) unfinished jobs and (\d+) results")
+_LOST = re.compile(r"ends with the process: (\d+) unfinished jobs are lost, (\d+) results")
 
 # More than any figure makes: nothing may be refused while something else is measured.
 _UNLIMITED_JOBS = 100_000_000

@@ -128,7 +128,7 @@ def test_what_is_no_duration(written: object) -> None:
 
 @pytest.mark.parametrize("written", ["5x", True, None, [5]])
 def test_durations_are_explained(written: object) -> None:
-    assert "right would be a duration like 500ms, 5s, 10m, 1h or 7d" in problem(client_timeout=written)
+    assert "expected a duration like 500ms, 5s, 10m, 1h or 7d" in problem(client_timeout=written)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_what_is_no_size(written: object) -> None:
 @pytest.mark.parametrize("written", ["1MB", 1.5, True])
 def test_sizes_are_explained(written: object) -> None:
     found = problem(store={"max_bytes": written})
-    assert "right would be a size like 64KiB, 32MiB or 1GiB" in found
+    assert "expected a size like 64KiB, 32MiB or 1GiB" in found
 
 
 def test_a_size_beyond_all_numbers_is_refused_like_any_other() -> None:
@@ -272,13 +272,13 @@ def test_everything_wrong_is_reported_at_once_each_with_its_path() -> None:
 
 def test_a_problem_says_what_was_found_and_what_would_be_right() -> None:
     assert problem(log={"level": "loud"}) == (
-        "log.level: found 'loud'; right would be 'debug', 'info', 'warning' or 'error'"
+        "log.level: found 'loud'; expected 'debug', 'info', 'warning' or 'error'"
     )
     assert problem(upstream={"concurrency": [1, 2]}).startswith(
-        "upstreams[0].concurrency: found a list of 2; right would be "
+        "upstreams[0].concurrency: found a list of 2; expected "
     )
-    assert problem(client_timeout={}).startswith("client_timeout: found a mapping; right would be ")
-    assert problem(jobs=None).startswith("jobs: found nothing; right would be ")
+    assert problem(client_timeout={}).startswith("client_timeout: found a mapping; expected ")
+    assert problem(jobs=None).startswith("jobs: found nothing; expected ")
 
 
 def test_what_was_found_is_cut_where_it_is_long() -> None:
@@ -302,7 +302,7 @@ def test_an_unknown_key_comes_with_a_suggestion(sections: dict[str, Any], expect
 
 
 def test_a_default_ttl_above_the_largest_is_refused() -> None:
-    assert "result_ttl that is at most max_result_ttl" in problem(jobs={"result_ttl": "25h"})
+    assert "result_ttl (25h) of at most max_result_ttl (1d)" in problem(jobs={"result_ttl": "25h"})
     assert load(jobs={"result_ttl": "24h"}).jobs.result_ttl == 86400
 
 
@@ -402,7 +402,7 @@ def test_what_is_no_address(listen: object) -> None:
 def test_a_file_of_authorities_has_to_be_there(tmp_path: Path) -> None:
     file = tmp_path / "ca.pem"
     assert problem(upstream={"ca_file": str(file)}).endswith(
-        "right would be the path of a PEM file with certificates"
+        "expected the path of a PEM file with certificates"
     )
     file.write_text("no certificate")
     assert "PEM" in problem(upstream={"ca_file": str(file)})
@@ -461,7 +461,7 @@ def test_an_empty_file_is_refused(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["- a\n", "text\n", "5\n"])
 def test_a_file_that_is_no_mapping_is_refused(text: str, tmp_path: Path) -> None:
-    assert "right would be a mapping with `upstreams`" in refused(text, tmp_path)
+    assert "expected a mapping with `upstreams`" in refused(text, tmp_path)
 
 
 def test_a_mapping_without_upstreams_is_refused() -> None:

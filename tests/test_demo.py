@@ -82,11 +82,9 @@ async def test_what_it_prints_works() -> None:
             line = await process.line()
             text += line + "\n"
         assert sys.executable in text
-        submit = await shell(re.findall(r"^curl .*?'\n", text, re.S | re.M)[0])
-        assert submit.startswith("HTTP/1.1 202 Accepted")
-        location = re.findall(r"^location: (\S+)", submit, re.M | re.I)[0]
-        poll_command = re.findall(r"^curl .*<id>$", text, re.M)[0]
-        poll = await shell(poll_command.replace("<id>", location.rpartition("/")[2]))
+        commands = text[text.index("ID=$(") : text.index("# Both")]
+        poll = await shell(commands)
+        assert poll.startswith("HTTP/1.1 202 Accepted")
         assert '"status":"pending"' in poll or '"status":"processing"' in poll
         client = await shell(re.findall(r"^\S+ - <<'EOF'.*?^EOF$", text, re.S | re.M)[0])
         assert re.search(r"cat ~ kitten: 0\.\d+   cat ~ revenue: -?0\.[01]", client), client

@@ -139,7 +139,7 @@ async def test_jobs_in_flight_get_their_grace(gateway: Gateway, tmp_path: Path) 
     assert code == 0
     assert f"job={flying['id']}" in err
     assert waiting["id"] not in err
-    assert "1 unfinished jobs and 1 results are lost" in err
+    assert "1 unfinished jobs are lost, 1 results dropped" in err
 
 
 @pytest.mark.parametrize("hurry", [False, True])
@@ -162,7 +162,7 @@ async def test_the_grace_ends(gateway: Gateway, tmp_path: Path, hurry: bool) -> 
         with pytest.raises(aiohttp.ClientError):
             await passing
     assert code == 0
-    assert "1 unfinished jobs and 0 results are lost" in err
+    assert "1 unfinished jobs are lost, 0 results dropped" in err
     assert "Traceback" not in err
 
 
@@ -226,6 +226,17 @@ async def test_check_prints_the_effective_config_without_secrets(tmp_path: Path)
     assert "sk-gateway" not in out
     assert SECRET not in out
     assert "max_pending: 10000" in out
+
+
+async def test_a_key_that_everybody_uses_is_worth_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(
+        "upstreams:\n  - base_url: http://gateway/v1\n    headers: {X-API-Key: sk-gateway}\n"
+    )
+    code, _, err = await run("check", "--config", str(path))
+    assert code == 0
+    assert "warning: the upstream 'gateway' gets a credential" in err
+    assert "sk-gateway" not in err
 
 
 async def test_version() -> None:
