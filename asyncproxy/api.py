@@ -14,7 +14,7 @@ from asyncproxy.intake import expect_nothing
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.middleware import Handler, answering_errors
 from asyncproxy.responses import WireResponse
-from asyncproxy.service import JobService
+from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["Api"]
 
@@ -77,7 +77,7 @@ class Api:
         """The job of a path, after as long a wait for its end as the client asks for."""
         job = await self._find(endpoint, request)
         query = request.query.get("wait") if request.query_string else None
-        wait_s = self._service.waiting_time(query=query, prefer=request.headers.get("Prefer"))
+        wait_s = self._service.waiting_time(query=query, prefer=preferences_of(request))
         if wait_s is None:
             return job, b""
         job = await self._service.wait(job, wait_s)

@@ -15,7 +15,7 @@ from asyncproxy.endpoints import Endpoint
 from asyncproxy.intake import expect_nothing
 from asyncproxy.jobs import Finished, Job, JobStatus
 from asyncproxy.middleware import Handler, answering_errors
-from asyncproxy.service import JobService
+from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["ByHeader"]
 
@@ -39,7 +39,8 @@ class ByHeader:
             return self._result(await self._service.find(endpoint, request, job_id))
         if given.get("x-bf-async", "").strip().lower() not in ("", "false", "0"):
             return await self._bifrost(endpoint, request)
-        if "Prefer" in given and "respond-async" in submission.preferences(given["Prefer"]):
+        prefer = preferences_of(request)
+        if prefer is not None and "respond-async" in submission.preferences(prefer):
             return await self._preferred(endpoint, request)
         return await self._pass_on(request)
 
@@ -52,7 +53,7 @@ class ByHeader:
 
     async def _preferred(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
-        wait_s = self._service.waiting_time(query=None, prefer=request.headers["Prefer"])
+        wait_s = self._service.waiting_time(query=None, prefer=preferences_of(request))
         applied = "respond-async"
         if wait_s is not None:
             applied += f", wait={wait_s:g}"

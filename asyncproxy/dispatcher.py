@@ -121,12 +121,13 @@ class Dispatcher:
         shorter grace in the second call ends the first.
         """
         self.draining = True
-        self._store.release_waiters()
         sending = set(self._calls.values())
         for worker in self._workers - sending:
             worker.cancel()
         if sending:
             await asyncio.wait(sending, timeout=grace_s)
+        # Those who wait for a call in flight have heard of its end by now; the others hear how it is.
+        self._store.release_waiters()
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -251,12 +252,17 @@ class Dispatcher:
             return False
         following, rest = job.fallbacks[0], job.fallbacks[1:]
         body = submission.with_model(job.call.body, following.model)
+        # It is another request: an upstream that honours the key would answer it as the first.
+        headers = tuple(
+            (name, f"{value}-{job.fallback_index + 1}" if name.lower() == "idempotency-key" else value)
+            for name, value in job.call.headers
+        )
         self._rate_limits.forget(job)
         job = msgspec.structs.replace(
             job,
             upstream=following.upstream,
             model=following.model,
-            call=msgspec.structs.replace(job.call, body=body),
+            call=msgspec.structs.replace(job.call, body=body, headers=headers),
             fallbacks=rest,
             fallback_index=job.fallback_index + 1,
         )

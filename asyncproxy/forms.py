@@ -10,7 +10,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
 
-__all__ = ["Field", "InvalidForm", "parse"]
+__all__ = ["Field", "InvalidForm", "contents", "parse"]
 
 # Parts of a form, and the length of a value that is looked at.
 _MAX_PARTS = 1000
@@ -31,8 +31,7 @@ class Field(NamedTuple):
 
 def parse(content_type: str, body: bytes) -> list[Field]:
     """The parts of a form, in order. Raises :class:`InvalidForm`."""
-    _, options = parse_options_header(content_type)
-    boundary = options.get(b"boundary")
+    boundary = _boundary(content_type)
     if not boundary:
         raise InvalidForm("its Content-Type has no boundary")
     reader = _Reader()
@@ -44,6 +43,19 @@ def parse(content_type: str, body: bytes) -> list[Field]:
     if not reader.ended:
         raise InvalidForm("it ends before its closing boundary")
     return reader.fields
+
+
+def contents(content_type: str, body: bytes) -> list[bytes]:
+    """What stands between the boundaries: the same for equal forms, whose boundaries are random."""
+    boundary = _boundary(content_type)
+    return body.split(b"--" + boundary) if boundary else [body]
+
+
+def _boundary(content_type: str) -> bytes | None:
+    try:
+        return parse_options_header(content_type)[1].get(b"boundary")
+    except UnicodeError:
+        return None
 
 
 class _Reader:

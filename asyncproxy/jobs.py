@@ -48,9 +48,9 @@ TRANSITIONS: Final = {
 
 
 # Bytes of memory beside the contents, measured: of a job or result, with its places in the store's
-# tables, and of a header field.
+# tables, and of a header field or another text.
 _PER_RECORD: Final = 768
-_PER_HEADER: Final = 128
+_PER_TEXT: Final = 128
 
 
 class Lane(msgspec.Struct, frozen=True, gc=False):
@@ -121,8 +121,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Bytes that a store has to keep for it: the request, and what objects take in memory."""
         call = self.call
-        texts = sum(len(k) + len(v) + _PER_HEADER for k, v in call.headers)
-        return len(call.body) + len(call.target) + 4 * len(self.model) + texts + _PER_RECORD
+        texts = sum(len(k) + _text_size(v) + _PER_TEXT for k, v in call.headers)
+        texts += sum(_text_size(fallback.model) + _PER_TEXT for fallback in self.fallbacks)
+        return len(call.body) + len(call.target) + _text_size(self.model) + texts + _PER_RECORD
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.endpoint!r}, {self.status.value})"
@@ -159,6 +160,10 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
         """Bytes that a store has to keep for it."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
         return contents + _PER_RECORD
+
+
+def _text_size(text: str) -> int:
+    return len(text) if text.isascii() else 4 * len(text)
 
 
 def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:

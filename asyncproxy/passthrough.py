@@ -69,9 +69,9 @@ class PassThrough:
         return await self.send(request, path)
 
     async def send(
-        self, request: web.Request, path: str, body: bytes | None = None
+        self, request: web.Request, path: str, body: list[bytes] | None = None
     ) -> web.StreamResponse:
-        """Send a request on under another path, with its body if that was read already."""
+        """Send a request on under another path, and take its body from ``body`` if that was read."""
         request_id = request.headers.get("X-Request-Id") or self._new_id()
         exchange = _Exchange(request, path, request_id)
         self._under_way.add(exchange)
@@ -99,7 +99,7 @@ class PassThrough:
                 await self._all_done.wait()
 
     async def _exchange(
-        self, request: web.Request, exchange: _Exchange, path: str, body: bytes | None
+        self, request: web.Request, exchange: _Exchange, path: str, body: list[bytes] | None
     ) -> web.StreamResponse:
         found = authenticate(request, self._keys)
         if request.version < HttpVersion10:
@@ -135,6 +135,7 @@ class PassThrough:
             async with asyncio.timeout(upstream.total_s) as silence:
                 exchange.watch(silence, upstream.total_s)
                 async with upstream.stream(request.method, path, sent, data) as answer:
+                    data = None  # a stream may last long, and does not need it any more
                     with upstream.watching(answer):
                         return await exchange.relay(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -149,22 +150,22 @@ class PassThrough:
             raise (refusal or translate(error, upstream.name)) from error
 
     async def _route(
-        self, request: web.Request, path: str, exchange: _Exchange, body: bytes | None
+        self, request: web.Request, path: str, exchange: _Exchange, body: list[bytes] | None
     ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
         """The body to send on, and where to."""
         data: bytes | AsyncIterator[bytes] | None = None
         name = self._routes.first
         if body is not None or request.can_read_body:
             if body is not None:
-                data = body
+                data = body.pop()
             elif request.content.is_eof():
                 data = request.content.read_nowait()
             elif self._routes.needs_model and self._is_small_json(request):
                 data = await self._intake.read(request)
             else:
                 data = exchange.body(self._intake)
-            if self._routes.needs_model and path.startswith("/v1/") and self._is_small_json(request):
-                model = submission.model_of(data) if isinstance(data, bytes) else None
+            if self._routes.needs_model and path.startswith("/v1/") and isinstance(data, bytes):
+                model = submission.model_of(data)
                 if model is not None:
                     name = self._routes.upstream_for(model)
         exchange.upstream = name

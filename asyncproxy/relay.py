@@ -18,22 +18,27 @@ from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.middleware import answering_errors
 from asyncproxy.responses import WireResponse
-from asyncproxy.service import JobService
+from asyncproxy.service import Caller, JobService
+from asyncproxy.submission import Submission
 
 __all__ = ["PREFIX", "Relay"]
 
 PREFIX = "/v1/relay"
 
-# A result whose delivery was begun is kept so long: a connection may break in the middle of it.
-_KEEP_DELIVERED_S = 60.0
+# A result that was delivered under a path of its own is kept so long: its client may ask there again.
+# One that was delivered at once has no path that anybody knows.
+_KEEP_DELIVERED_S = 10.0
 
-PassOn = Callable[[web.Request, str, bytes | None], Awaitable[web.StreamResponse]]
+_UUID = "[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}"
+
+PassOn = Callable[[web.Request, str, list[bytes] | None], Awaitable[web.StreamResponse]]
 
 
 class Relay:
     """The routes under ``/v1/relay/``.
 
-    ``pass_on`` sends a request to the upstream under another path, with its body if that was read.
+    ``pass_on`` sends a request to the upstream under another path, with its body if that was read: it
+    takes it out of the list, so that nobody keeps it for longer than it is needed.
     """
 
     def __init__(
@@ -57,7 +62,8 @@ class Relay:
             begin = answering_errors(partial(self._begin, endpoint), endpoint=endpoint.name)
             router.add_post(endpoint.relay_path, begin, expect_handler=expect_nothing)
             go_on = answering_errors(partial(self._go_on, endpoint), endpoint=endpoint.name)
-            resource = router.add_resource(f"{endpoint.relay_path}/{{id}}")
+            # What has no id of ours below an endpoint is the gateway's own: /v1/responses/resp_1.
+            resource = router.add_resource(f"{endpoint.relay_path}/{{id:{_UUID}}}")
             for method in ("GET", "POST"):  # POST is for `curl -L -X POST`
                 resource.add_route(method, go_on, expect_handler=expect_nothing)
         router.add_route(
@@ -71,19 +77,29 @@ class Relay:
         return await self._pass_on(request, _without_prefix(request), None)
 
     async def _begin(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        service = self._service
         try:
-            caller = service.admit(request)
+            caller = self._service.admit(request)
         except UnsupportedMediaType:
             return await self._elsewhere(request)
-        body = await self._intake.read(request)
+        body = [await self._intake.read(request)]
         try:
-            asked = submission.check(endpoint, request.headers["Content-Type"], body)
+            asked = submission.check(endpoint, request.headers["Content-Type"], body[0])
         except StreamingNotSupported:
             return await self._pass_on(request, _without_prefix(request), body)
-        alias = service.relay_alias(endpoint, request, caller, body, again=_is_retry(request))
-        job, _ = await service.create(endpoint, request, caller, asked, alias)
+        job = await self._submit(endpoint, request, caller, asked, body.pop())
+        del asked  # nothing of the body is kept here while the job is held
         return await self._hold(endpoint, request, job, hop=0)
+
+    async def _submit(
+        self,
+        endpoint: Endpoint,
+        request: web.Request,
+        caller: Caller,
+        asked: Submission,
+        body: bytes,
+    ) -> Job | Finished:
+        alias = self._service.relay_alias(endpoint, request, caller, body, again=_is_retry(request))
+        return (await self._service.create(endpoint, request, caller, asked, alias)).job
 
     async def _go_on(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job = await self._service.find(endpoint, request, request.match_info["id"])
@@ -96,7 +112,7 @@ class Relay:
     ) -> web.StreamResponse:
         job = await self._service.wait(job, self._hold_s)
         if isinstance(job, Finished):
-            return await self._deliver(request, job)
+            return await self._deliver(request, job, keep_s=_KEEP_DELIVERED_S if hop else 0)
         if hop >= self._max_hops:
             raise StillRunning(
                 "The call is still running. The same request again goes on waiting for it."
@@ -106,14 +122,17 @@ class Relay:
             303, answers.header("Location", location) + b"Cache-Control: no-store\r\n", b""
         )
 
-    async def _deliver(self, request: web.Request, outcome: Finished) -> web.StreamResponse:
+    async def _deliver(
+        self, request: web.Request, outcome: Finished, *, keep_s: float
+    ) -> web.StreamResponse:
         response = answers.own_response(outcome)
         # Written here and not by the server, to know that the client was there to take it: if it was
         # not, its retry is to find this result.
         await response.prepare(request)
+        await response.write_eof()
         transport = request.transport
         if transport is not None and not transport.is_closing():
-            await self._service.delivered(outcome, _KEEP_DELIVERED_S)
+            await self._service.delivered(outcome, keep_s)
         return response
 
 

@@ -28,6 +28,8 @@ __all__ = ["WireResponse", "error_response", "http_date", "json_response", "stat
 # in pieces of it, each when the one before has left.
 _PIECE: Final = 128 * 1024
 
+_BODILESS: Final = frozenset({204, 304})
+
 _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
 }
@@ -115,8 +117,8 @@ class WireResponse(web.Response):
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
         body: bytes | memoryview = self._body  # type: ignore[assignment]
-        size = self._size
-        bodiless = size == 0 and self._status in (204, 304)
+        bodiless = self._status in _BODILESS
+        size = 0 if bodiless else self._size
         head = b"".join(
             (
                 status_line(self._status),
@@ -128,7 +130,7 @@ class WireResponse(web.Response):
         )
         writer = request.writer
         self._eof_sent = True
-        if request.method == "HEAD":
+        if request.method == "HEAD" or bodiless:
             await writer.write(head)
         elif self._pieces is not None:
             await writer.write(head)

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from asyncproxy import credentials, headers, submission
+from asyncproxy import credentials, forms, headers, submission
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
@@ -22,7 +22,7 @@ from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
 
-__all__ = ["JobService", "Lifetimes", "Submitted"]
+__all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
 
 _LEFT: Final = headers.OURS | {"accept-encoding"}
 
@@ -86,7 +86,8 @@ class JobService:
         alias = None
         if (key := _idempotency_key(request)) is not None:
             name = _hash(b"key", caller.digest, endpoint.name.encode(), key)
-            alias = Alias(name, _hash(_query(request), body))
+            contents = forms.contents(request.headers["Content-Type"], body)
+            alias = Alias(name, _hash(_query(request), *contents))
         return await self.create(endpoint, request, caller, asked, alias)
 
     def identify(self, request: web.Request) -> Caller:
@@ -133,8 +134,11 @@ class JobService:
         ``again``: the request says that it was sent before.
         """
         key = _idempotency_key(request)
-        name = _hash(b"relay", caller.digest, endpoint.name.encode(), _query(request), key or b"", body)
-        return Alias(name, b"", attach=again or endpoint.repeatable or key is not None)
+        contents = forms.contents(request.headers["Content-Type"], body)
+        path = endpoint.name.encode()
+        name = _hash(b"relay", caller.digest, path, _query(request), key or b"", *contents)
+        attach = again or endpoint.repeatable or key is not None
+        return Alias(name, b"", attach=attach, once=True)
 
     async def find(self, endpoint: Endpoint, request: web.Request, job_id: str) -> Job | Finished:
         """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
@@ -225,6 +229,11 @@ class JobService:
         if "Idempotency-Key" not in request.headers:
             sent.append(("Idempotency-Key", job_id))  # the upstream may see the job twice
         return tuple(sent)
+
+
+def preferences_of(request: web.Request) -> str | None:
+    """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
+    return ", ".join(request.headers.getall("Prefer", ())) or None
 
 
 def not_found() -> JobNotFound:

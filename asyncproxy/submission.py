@@ -7,6 +7,7 @@ succeed. The upstream is the judge of the rest.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -54,10 +55,12 @@ _FIELDS: Final = msgspec.json.Decoder(_Fields)
 _OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _QUOTED_NAMES: Final = {name: f'"{name}"'.encode() for name in _Fields.__struct_fields__}
 _ESCAPED_LETTERS: Final = (b"\\u005", b"\\u006", b"\\u007")
-_MARK: Final = b"\x01"
-_STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_MARKS: Final = b"\x01\x02\x03\x04\x05"
+_BETWEEN_MARKS: Final = re.compile(rb"([^\x01-\x05]*)([\x01-\x05])")
+# Possessive: the engine would remember each character otherwise, to come back to it.
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _LEAF: Final = re.compile(rb"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]")
-_NO_SKELETON: Final = bytes(set(range(256)) - set(b"{}[]" + _MARK))
+_NO_SKELETON: Final = bytes(set(range(256)) - set(b"{}[]" + _MARKS))
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 # Characters of a model name: it is kept, compared and logged apart from the body.
@@ -248,9 +251,11 @@ def _refuse_repeated(body: bytes) -> None:
     """
     # A name that stands there once cannot be there twice, unless a letter of it is escaped.
     escaped = any(code in body for code in _ESCAPED_LETTERS)
-    for name, quoted in _QUOTED_NAMES.items():
-        if (escaped or body.count(quoted) > 1) and _times_at_the_top(name, body) > 1:
-            raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name)
+    suspects = [n for n, quoted in _QUOTED_NAMES.items() if escaped or body.count(quoted) > 1]
+    if suspects:
+        for name, times in zip(suspects, _times_at_the_top(suspects, body), strict=True):
+            if times > 1:
+                raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name)
 
 
 def _letter(letter: str) -> str:
@@ -260,20 +265,23 @@ def _letter(letter: str) -> str:
     return rf"(?:{letter}|\\u00{''.join(digits)})"
 
 
-def _times_at_the_top(name: str, body: bytes) -> int:
-    """How often the object that ``body`` is has a key, itself and not in what it holds.
+def _times_at_the_top(names: Sequence[str], body: bytes) -> list[int]:
+    """How often the object that ``body`` is has each key, itself and not in what it holds.
 
     No value is built: names are marked, strings dropped, and brackets counted, all of it by the
     functions of ``bytes`` and ``re``. The text is known to be JSON.
     """
-    # A quote behind a backslash is inside of another name.
-    key = re.compile(rf'(?<!\\)"{"".join(map(_letter, name))}"\s*:'.encode())
-    marked = key.sub(_MARK, body)  # which no JSON text holds
-    skeleton = _STRING.sub(b"", marked).translate(None, _NO_SKELETON)[1:-1]
+    text = body
+    for mark, name in zip(_MARKS, names, strict=False):
+        # A quote behind a backslash is inside of another name.
+        key = rf'(?<!\\)"{"".join(map(_letter, name))}"\s*:'.encode()
+        text = re.sub(key, bytes([mark]), text)  # which no JSON text holds
+    skeleton = _STRING.sub(b"", text).translate(None, _NO_SKELETON)[1:-1]
     for _ in range(3):  # most is in small objects: they are taken out whole
         skeleton = _LEAF.sub(b"", skeleton)
-    times = depth = 0
-    for piece in skeleton.split(_MARK)[:-1]:
+    times = dict.fromkeys(_MARKS, 0)
+    depth = 0
+    for piece, mark in _BETWEEN_MARKS.findall(skeleton):
         depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
-        times += depth == 0
-    return times
+        times[mark[0]] += depth == 0
+    return [times[mark] for mark, _ in zip(_MARKS, names, strict=False)]

@@ -131,6 +131,8 @@ class Upstream:
                 auto_decompress=True,
                 allow_redirects=False,
             ) as response:
+                if response.status < 200:
+                    raise aiohttp.ClientConnectionError(f"unexpected status {response.status}")
                 return Answer(response.status, response.raw_headers, await self._read(response))
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise translate(error, self.name) from error

@@ -17,12 +17,14 @@ class Alias(NamedTuple):
     """Another name for a job, so that the same request again can find it.
 
     ``key`` names the job, ``fingerprint`` tells its request from another under that key. ``attach``:
-    take the job that is there, instead of making this name the new one's.
+    take the job that is there, instead of making this name the new one's. ``once``: until the result
+    was delivered.
     """
 
     key: bytes
     fingerprint: bytes
     attach: bool = True
+    once: bool = False
 
 
 class Limits(NamedTuple):
@@ -97,7 +99,10 @@ class Store(Protocol):
         """Let all who wait here go at once, now and from now on."""
 
     async def retire(self, outcome: Finished, within_s: float) -> None:
-        """Take the alias from a result that was delivered, and keep it no longer than ``within_s``."""
+        """Note that a result was delivered.
+
+        If it has an alias that is for once, that is gone, and the result no later than ``within_s``.
+        """
 
     def place(self, job_id: str) -> Place | None:
         """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""

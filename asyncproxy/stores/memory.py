@@ -73,7 +73,7 @@ class MemoryStore:
         self._waiting = {name: _Waiting() for name in upstreams}
         self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
-        self._alias_of: dict[str, bytes] = {}  # job id → key
+        self._alias_of: dict[str, Alias] = {}  # by job id
         # No maximum: a full cache evicts, and a result must not go before its time. What it may take
         # is held by create() and claim(), so that it only ever expires.
         # Its time stands still within an operation: it would expire an entry on its own otherwise,
@@ -108,7 +108,7 @@ class MemoryStore:
         self._wake(waiting)
         if alias is not None:
             self._aliases[alias.key] = (alias.fingerprint, job.id)
-            self._alias_of[job.id] = alias.key
+            self._alias_of[job.id] = alias
         return None
 
     async def get(self, job_id: str) -> Job | Finished | None:
@@ -204,8 +204,11 @@ class MemoryStore:
         self._waiters.release()
 
     async def retire(self, outcome: Finished, within_s: float) -> None:
+        alias = self._alias_of.get(outcome.id)
+        if alias is None or not alias.once:
+            return
         self._drop_alias(outcome.id)
-        if await self.delete(outcome.id):
+        if await self.delete(outcome.id) and within_s:
             expires_at = min(outcome.expires_at, self._clock() + within_s)
             self._keep(msgspec.structs.replace(outcome, expires_at=expires_at))
 
@@ -237,9 +240,9 @@ class MemoryStore:
         return found
 
     def _drop_alias(self, job_id: str) -> None:
-        key = self._alias_of.pop(job_id, None)
-        if key is not None and self._aliases.get(key, (b"", ""))[1] == job_id:
-            del self._aliases[key]  # else it is a later job's by now
+        alias = self._alias_of.pop(job_id, None)
+        if alias is not None and self._aliases.get(alias.key, (b"", ""))[1] == job_id:
+            del self._aliases[alias.key]  # else it is a later job's by now
 
     def _fits(self, size: int) -> bool:
         live = self._live_bytes + size

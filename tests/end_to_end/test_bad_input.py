@@ -315,6 +315,17 @@ async def test_a_large_body_with_many_names_is_read_without_being_built(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
 
 
+async def test_a_large_escaped_text_costs_no_more_than_its_size(
+    proxy: Client, gateway: Gateway
+) -> None:
+    """Names are looked for in it, for one of its letters is escaped: nothing is kept per character."""
+    gateway.behaviour = answer({"ok": 1})
+    body = b'{"model":"m","input":"\\u0061' + b"a" * 20_000_000 + b'"}'
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert (await proxy.outcome(await proxy.submit(body)))["status"] == "completed"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 350 * 1024
+
+
 async def test_a_model_has_a_length(proxy: Client) -> None:
     await refused(proxy, {"model": "m" * 513, "input": "x"}, 400, "invalid_type", "model")
 

@@ -8,7 +8,7 @@ import uuid
 import pytest
 
 from tests.conftest import Client
-from tests.gateway import Gateway, answer, hang
+from tests.gateway import Gateway, answer, hang, raw
 
 SYNC = "/v1/embeddings"
 
@@ -97,3 +97,29 @@ async def test_what_cannot_be_a_job_is_refused(proxy: Client) -> None:
     for headers in ({"Prefer": "respond-async"}, {"x-bf-async": "true"}):
         response = await proxy.post(SYNC, {"model": "m", "input": "x", "stream": True}, headers=headers)
         assert (response.status, response.code) == (400, "streaming_not_supported")
+
+
+async def test_preferences_may_stand_in_two_fields(proxy: Client) -> None:
+    body = b'{"model":"m","input":"x"}'
+    answered = await proxy.raw(
+        b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nPrefer: wait=0\r\n"
+        b"Prefer: respond-async\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+    )
+    assert answered.startswith(b"HTTP/1.1 202 Accepted")
+    assert b"Preference-Applied: respond-async, wait=0\r\n" in answered
+
+
+async def test_a_status_without_a_body_has_none(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = raw(b"HTTP/1.1 304 Not Modified\r\n\r\n", close=False)
+    job = (await proxy.post(SYNC, headers={"x-bf-async": "true"})).json()
+    await proxy.outcome(f"/v1/async/embeddings/{job['id']}")
+    for _ in range(2):
+        done = await proxy.post(SYNC, b"", headers={"x-bf-async-id": job["id"]})
+        assert (done.status, done.body) == (304, b"")
+
+
+async def test_a_switch_of_protocols_is_no_answer(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
+    done = await proxy.outcome(await proxy.submit())
+    assert (done["status_code"], done["error"]["error"]["code"]) == (502, "upstream_unreachable")

@@ -223,3 +223,22 @@ async def test_a_fallback_on_another_upstream(start: Start, gateway: Gateway) ->
 
 async def test_no_fallbacks_leave_the_envelope_as_it_is(proxy: Client) -> None:
     assert "extra_fields" not in await proxy.outcome(await proxy.submit())
+
+
+async def test_a_fallback_is_another_request_to_the_upstream(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = by_model(a=answer(b"", status=404), b=answer({"from": "b"}))
+    path = await proxy.submit(
+        b'{"model":"a","input":"x","fallbacks":["b"]}', headers={"Idempotency-Key": "k"}
+    )
+    await proxy.outcome(path)
+    assert [request.header("Idempotency-Key") for request in gateway.received] == ["k", "k-1"]
+
+
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data; boundary=b\u20ac", "multipart/form-data; boundary*=x"]
+)
+async def test_a_boundary_that_is_none(proxy: Client, content_type: str) -> None:
+    response = await proxy.post(
+        "/v1/async/audio/transcriptions", WHOLE, headers={"Content-Type": content_type}
+    )
+    assert (response.status, response.code) == (400, "invalid_form")

@@ -109,7 +109,7 @@ async def test_our_own_errors_are_read_too(proxy: Client, gateway: Gateway) -> N
         with pytest.raises(openai.BadRequestError) as caught:
             await sdk.post("/async/embeddings", cast_to=object, body={"model": "m"})
         assert (caught.value.code, caught.value.param) == ("missing_required_parameter", "input")
-        assert "`input` is needed" in str(caught.value)
+        assert "`input` is required" in str(caught.value)
         gateway.behaviour = raw(b"")
         with pytest.raises(openai.InternalServerError) as broken:
             await sdk.embeddings.create(model="m", input="x")

@@ -247,3 +247,95 @@ async def test_curl(start: Start, gateway: Gateway) -> None:
         assert json.loads(out)["model"] == "m"
     assert len(gateway.received) == 2
     assert {request.header("Authorization") for request in gateway.received} == {"Bearer sk"}
+
+
+async def test_paths_of_the_gateway_below_an_endpoint_pass_through(
+    proxy: Client, gateway: Gateway
+) -> None:
+    gateway.behaviour = answer({"passed": True})
+    for method, path in (
+        ("GET", "/responses/resp_123"),
+        ("GET", "/chat/completions/chatcmpl-1"),
+        ("POST", "/responses/input_tokens"),
+        ("POST", "/responses/compact"),
+    ):
+        assert (await proxy.request(method, "/v1/relay" + path)).json() == {"passed": True}
+        assert gateway.received[-1].target == "/v1" + path
+
+
+async def test_what_was_delivered_at_once_takes_no_room(start: Start, gateway: Gateway) -> None:
+    gateway.behaviour = answer(b'"' + b"x" * 200_000 + b'"')
+    proxy = await start(store={"max_bytes": "2MiB"})
+    for number in range(50):
+        assert (await proxy.post(RELAY, {"model": "m", "input": str(number)})).status == 200
+    assert proxy.parts.store.usage() == (0, 0, 0)
+
+
+async def test_a_look_through_the_relay_leaves_an_async_job_as_it_is(
+    proxy: Client, gateway: Gateway
+) -> None:
+    key = {"Idempotency-Key": "k"}
+    path = await proxy.submit(headers=key)
+    done = await proxy.outcome(path)
+    assert (await proxy.get(path.replace("async", "relay"))).status == 200
+    again = await proxy.post("/v1/async/embeddings", headers=key)
+    assert again.json() == done
+    assert len(gateway.received) == 1
+
+
+async def test_a_form_is_known_again_by_its_contents(proxy: Client, gateway: Gateway) -> None:
+    """An SDK makes a new boundary for each attempt."""
+    gateway.behaviour = slow = Slow()
+
+    def form(boundary: str, text: str = "x") -> tuple[bytes, dict[str, str]]:
+        parts = [("model", "m"), ("file", text)]
+        lines = [
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{n}"\r\n\r\n{v}\r\n'
+            for n, v in parts
+        ]
+        content_type = f"multipart/form-data; boundary={boundary}"
+        return f"{''.join(lines)}--{boundary}--\r\n".encode(), {"Content-Type": content_type}
+
+    calls = []
+    for boundary, text in (("one", "x"), ("two", "x"), ("three", "other")):
+        body, headers = form(boundary, text)
+        headers["x-stainless-retry-count"] = "1"
+        calls.append(
+            asyncio.ensure_future(proxy.post("/v1/relay/audio/transcriptions", body, headers=headers))
+        )
+    await gateway.until(lambda: gateway.busy == 2)
+    slow.done.set()
+    assert [(await call).status for call in calls] == [200] * 3
+    assert len(gateway.received) == 2
+    for boundary, text, status in (("a", "x", 202), ("b", "x", 202), ("c", "other", 422)):
+        body, headers = form(boundary, text)
+        headers["Idempotency-Key"] = "k"
+        answered = await proxy.post("/v1/async/audio/transcriptions", body, headers=headers)
+        assert answered.status in (status, 200 if status == 202 else status)
+
+
+async def test_an_old_client_that_is_cut_off_finds_its_answer(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = answer(b'"' + b"x" * 20_000_000 + b'"')
+    body = json.dumps(EMBED).encode()
+    request = b"POST %b HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+    port = int(proxy.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request % (RELAY.encode(), len(body), body))
+    await reader.readuntil(b"\r\n\r\n")
+    writer.transport.abort()
+    assert len((await proxy.post(RELAY)).body) == 20_000_002
+    assert len(gateway.received) == 1
+
+
+async def test_a_held_call_that_ends_within_the_grace_is_delivered(
+    start: Start, gateway: Gateway
+) -> None:
+    gateway.behaviour = slow = Slow()
+    proxy = await start()
+    call = asyncio.ensure_future(proxy.post(RELAY))
+    await gateway.until(lambda: gateway.busy == 1)
+    draining = asyncio.ensure_future(proxy.parts.dispatcher.drain(20))
+    await asyncio.sleep(0.05)
+    slow.done.set()
+    assert (await call).json() == {"ok": 1}
+    await draining
