@@ -176,7 +176,7 @@ async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
     await proxy.dispatcher.drain(0)
     usage = proxy.store.usage()
     logger.log(
-        logging.WARNING if usage.live else logging.INFO,
+        logging.WARNING if usage.live or usage.results else logging.INFO,
         "the memory store ends with the process: %d unfinished jobs are lost, %d results dropped",
         usage.live,
         usage.results,

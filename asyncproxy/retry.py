@@ -44,7 +44,7 @@ def retry_after(value: str | None, *, now: float) -> float | None:
         return None
     value = value.strip()
     if value.isascii() and value.isdecimal():
-        return float(value) if len(value) < 10 else 1e9
+        return float(value) if len(value.lstrip("0")) < 10 else 1e9
     try:
         date = parsedate_to_datetime(value)
     except (ValueError, OverflowError):
