@@ -12,6 +12,8 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import msgspec
+
 from asyncproxy.jobs import Lane
 
 __all__ = ["FairQueue", "Place"]
@@ -24,8 +26,9 @@ class Place(NamedTuple):
     not_before: float
 
 
-@dataclass(slots=True, eq=False)
-class _Entry:
+# gc=False: there is one for each job that waits, and the collector need not walk them all. An entry and
+# its lane refer to each other only while the entry is in the lane's heap.
+class _Entry(msgspec.Struct, gc=False, eq=False):
     job_id: str
     order: int
     lane: _Lane

@@ -28,8 +28,7 @@ from asyncproxy.waiters import Waiters
 __all__ = ["MemoryStore"]
 
 
-@dataclass(slots=True, eq=False)
-class _Live:
+class _Live(msgspec.Struct, gc=False):
     job: Job
     size: int
     order: int = -1  # its place in the queue, known once it was claimed
