@@ -119,7 +119,7 @@ async def start(gateway: Gateway) -> AsyncIterator[Start]:
         async def start_proxy(*, upstream: dict[str, Any] | None = None, **sections: Any) -> Client:
             retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms"}
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
-            config = load_config({"upstreams": [one], "shutdown_grace": "2s", **sections})
+            config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})
             app = build_app(config)
             url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))
             session = await stack.enter_async_context(
