@@ -142,6 +142,27 @@ async def test_jobs_in_flight_get_their_grace(gateway: Gateway, tmp_path: Path) 
     assert "1 unfinished jobs are lost, 1 results dropped" in err
 
 
+async def test_a_request_that_passes_through_gets_the_grace_too(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    go_on = asyncio.Event()
+
+    async def gated(request: Received, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
+        await embeddings(request, writer)
+
+    gateway.behaviour = gated
+    async with serving(gateway, tmp_path) as process, aiohttp.ClientSession() as session:
+        passing = asyncio.ensure_future(post(session, process.url + "/v1/embeddings"))
+        await gateway.until(lambda: gateway.busy == 1)
+        process.process.send_signal(signal.SIGTERM)
+        while (await get(session, process.url + "/-/ready"))[0] == 200:
+            await asyncio.sleep(0.01)
+        asyncio.get_running_loop().call_later(1.5, go_on.set)  # what is cut off is cut off after 1 s
+        assert (await passing)[0] == 200
+        assert (await process.end())[0] == 0
+
+
 @pytest.mark.parametrize("hurry", [False, True])
 async def test_the_grace_ends(gateway: Gateway, tmp_path: Path, hurry: bool) -> None:  # noqa: FBT001
     gateway.behaviour = hang
