@@ -6,12 +6,17 @@ from asyncproxy import envelope
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.responses import WireResponse, json_response
 
-__all__ = ["error_of", "header", "own_response", "pending", "terminal"]
+__all__ = ["error_of", "header", "own_response", "pending", "replay", "terminal"]
 
 
 def header(name: str, value: object) -> bytes:
     """A header line. Neither may come from a client."""
     return f"{name}: {value}\r\n".encode()
+
+
+def replay(*, replayed: bool) -> bytes:
+    """The header line that tells a job that was there already from a new one."""
+    return header("Idempotency-Replayed", "true") if replayed else b""
 
 
 def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:

@@ -54,8 +54,7 @@ class Api:
     async def _submit(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
         lines = answers.header("Location", f"{endpoint.async_path}/{job.id}")
-        if replayed:
-            lines += answers.header("Idempotency-Replayed", "true")
+        lines += answers.replay(replayed=replayed)
         return self._envelope(job, lines)
 
     async def _poll(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:

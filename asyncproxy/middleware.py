@@ -11,13 +11,13 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from asyncproxy import credentials
+from asyncproxy import credentials, headers
 from asyncproxy.credentials import KeyRing
 from asyncproxy.envelope import error_body
 from asyncproxy.errors import ApiError, InternalError, InvalidApiKey
 from asyncproxy.responses import error_response
 
-__all__ = ["Handler", "answering_errors", "authenticate"]
+__all__ = ["Handler", "answering_errors", "authenticate", "upstream_headers"]
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,34 @@ def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | N
             else "A key is required. Send it as `Authorization: Bearer <key>`."
         )
     return found
+
+
+def upstream_headers(
+    request: web.BaseRequest,
+    keys: KeyRing,
+    credential_header: str | None,
+    *,
+    request_id: str,
+    without: frozenset[str] = frozenset(),
+) -> list[tuple[str, str]]:
+    """The header fields that a request goes upstream with, but for its ``Content-Length``.
+
+    ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
+    ``without`` names further ones that stay behind, lower case.
+    """
+    if keys and credential_header is not None:
+        without = without | {credential_header.lower()}
+    return headers.forwarded(
+        headers.request_headers(
+            request.headers.items(),
+            connection=request.headers.getall("Connection", ()),
+            without=without,
+        ),
+        peer=request.remote,
+        scheme=request.scheme,
+        host=request.headers.get("Host", ""),
+        request_id=request_id,
+    )
 
 
 def answering_errors(handler: Handler, *, endpoint: str | None = None) -> Handler:

@@ -24,7 +24,7 @@ from asyncproxy.credentials import KeyRing
 from asyncproxy.errors import ApiError, InvalidRequest, MethodNotAllowed, UpgradeNotSupported
 from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
-from asyncproxy.middleware import authenticate
+from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes, loggable
 from asyncproxy.upstream import Upstream, describe, translate
 
@@ -115,17 +115,8 @@ class PassThrough:
         if request.headers.get("Transfer-Encoding", "chunked").lower() != "chunked":
             raise InvalidRequest("The only Transfer-Encoding that is understood here is chunked.")
         data, upstream = await self._route(request, path, exchange, body)
-        without = frozenset({found[0].lower()}) if self._keys and found else frozenset[str]()
-        sent = headers.forwarded(
-            headers.request_headers(
-                request.headers.items(),
-                connection=request.headers.getall("Connection", ()),
-                without=without,
-            ),
-            peer=request.remote,
-            scheme=request.scheme,
-            host=request.headers.get("Host", ""),
-            request_id=exchange.request_id,
+        sent = upstream_headers(
+            request, self._keys, found[0] if found else None, request_id=exchange.request_id
         )
         length = request.headers.get("Content-Length")
         if length is not None:

@@ -17,7 +17,7 @@ from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown
 from asyncproxy.intake import Intake
 from asyncproxy.jobs import Call, Fallback, Finished, Job
-from asyncproxy.middleware import authenticate
+from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
@@ -212,20 +212,7 @@ class JobService:
     def _upstream_headers(
         self, request: web.Request, caller: Caller, job_id: str
     ) -> tuple[tuple[str, str], ...]:
-        left = _LEFT
-        if self._keys and caller.header is not None:
-            left = left | {caller.header.lower()}  # the key was for us
-        sent = headers.forwarded(
-            headers.request_headers(
-                request.headers.items(),
-                connection=request.headers.getall("Connection", ()),
-                without=left,
-            ),
-            peer=request.remote,
-            scheme=request.scheme,
-            host=request.headers.get("Host", ""),
-            request_id=job_id,
-        )
+        sent = upstream_headers(request, self._keys, caller.header, request_id=job_id, without=_LEFT)
         if "Idempotency-Key" not in request.headers:
             sent.append(("Idempotency-Key", job_id))  # the upstream may see the job twice
         return tuple(sent)
