@@ -60,6 +60,7 @@ class Proxy:
         async with AsyncExitStack() as stack:
             for upstream in self.upstreams.values():
                 await stack.enter_async_context(upstream.connected())
+            await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
             await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
             yield
 
@@ -119,7 +120,6 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
     store = MemoryStore(
-        [upstream.name for upstream in config.upstreams],
         Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
     )
     upstreams = {
@@ -127,11 +127,13 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         for upstream in config.upstreams
     }
     observer = LogObserver()
+    routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
     dispatcher = Dispatcher(
         store,
         [(upstreams[upstream.name], _policy(upstream)) for upstream in config.upstreams],
         deadline_s=jobs.deadline,
         observer=observer,
+        route=routes.upstream_for,
     )
     # A body that fills all that waiting requests may take is as much as can ever be accepted.
     largest = min(jobs.max_request_bytes, config.store.max_bytes // 2)
@@ -140,8 +142,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         max_total_bytes=config.store.max_bytes // 2,
         timeout_s=config.client_timeout,
     )
-    routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
-    keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_key)
+    keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_keys[0])
     new_id = RandomIds()
     service = JobService(
         store=store,

@@ -15,9 +15,10 @@ from typing import Any
 from asyncproxy import credentials
 from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import Config, dump_config, load_config
-from asyncproxy.errors import ConfigError, StartupError
+from asyncproxy.errors import ConfigError, StartupError, StoreUnavailable
 from asyncproxy.logs import logging_to_stderr
 from asyncproxy.server import listening
+from asyncproxy.stores.base import Store
 from asyncproxy.version import __version__
 
 __all__ = ["main"]
@@ -164,9 +165,8 @@ async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
 
     We go on listening meanwhile, so that clients can still fetch what becomes ready.
     """
-    usage = proxy.store.usage()
     grace_s = proxy.config.shutdown_grace
-    logger.info("shutting down: jobs not done: %d, up to %g s for those in flight", usage.live, grace_s)
+    logger.info("shutting down: up to %g s for the calls in flight", grace_s)
     parts = (proxy.dispatcher, proxy.pass_through)
     draining = [asyncio.create_task(part.drain(grace_s)) for part in parts]
     hurrying = asyncio.create_task(_cancel_when(now, draining))
@@ -174,7 +174,18 @@ async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
     hurrying.cancel()
     await asyncio.gather(hurrying, return_exceptions=True)
     await proxy.dispatcher.drain(0)
-    usage = proxy.store.usage()
+    await _say_what_is_left(proxy.store)
+
+
+async def _say_what_is_left(store: Store) -> None:
+    try:
+        usage = await store.usage()
+    except StoreUnavailable as error:
+        logger.warning("the store is out of reach at the end: %s", error.detail or error)
+        return
+    if store.survives:
+        logger.info("stopped; unfinished jobs in the store: %d, results: %d", *usage[:2])
+        return
     logger.log(
         logging.WARNING if usage.live or usage.results else logging.INFO,
         "the memory store ends with the process: %d unfinished jobs are lost, %d results dropped",

@@ -11,9 +11,10 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import msgspec
 
@@ -26,12 +27,15 @@ from asyncproxy.errors import (
     IllegalTransition,
     Interrupted,
     InvalidUpstreamResponse,
+    ModelNotFound,
+    StoreFull,
+    StoreUnavailable,
     UpstreamTimeout,
 )
 from asyncproxy.events import JobFinished, Observer
-from asyncproxy.jobs import Job, JobStatus
+from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
-from asyncproxy.stores.base import Store
+from asyncproxy.stores.base import Claim, Store
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher", "Policy"]
@@ -44,8 +48,14 @@ _LONGEST_WAIT = 120
 # After an error of our own, so that one that stays does not keep a core busy.
 _PAUSE_AFTER_ERROR_S = 1.0
 
+# Between two attempts to record what is to be recorded, while the store does not take it.
+_FIRST_RETRY_S = 0.1
+_LONGEST_RETRY_S = 5.0
+
 # How much the last call weighs in the moving average of their durations.
 _SMOOTHING = 0.1
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,8 @@ class Dispatcher:
     """Runs the jobs of a store.
 
     ``clock`` gives seconds since the epoch, ``monotonic`` paces, ``rng`` jitters. ``deadline_s`` is
-    counted from the submission of a job, over all of its attempts.
+    counted from the submission of a job, over all of its attempts. ``route`` names the upstream of a
+    model, or raises :class:`ModelNotFound`: for jobs from a time when there were other upstreams.
     """
 
     def __init__(
@@ -81,6 +92,7 @@ class Dispatcher:
         *,
         deadline_s: float,
         observer: Observer,
+        route: Callable[[str], str],
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -89,6 +101,7 @@ class Dispatcher:
         self._pools = {upstream.name: _Pool(upstream, policy) for upstream, policy in upstreams}
         self._deadline_s = deadline_s
         self._observer = observer
+        self._route = route
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
@@ -134,18 +147,25 @@ class Dispatcher:
 
     def abort(self, job: Job) -> None:
         """Stop the call of a job that was deleted from the store, if it is under way here."""
-        worker = self._calls.get(job.id)
-        if worker is None:
+        if not self.lost(job.id):
             self._rate_limits.forget(job)
-        else:
-            self._aborted.add(job.id)
-            worker.cancel()
+
+    def lost(self, job_id: str) -> bool:
+        """Stop the call of a job that is not ours any more. False if none is under way here."""
+        worker = self._calls.get(job_id)
+        if worker is None:
+            return False
+        self._aborted.add(job_id)
+        worker.cancel()
+        return True
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
-        pool = self._pools[job.upstream]
+        pool = self._pools.get(job.upstream)
+        if pool is None:
+            return 1  # housekeeping sees to it
         wait = pool.mean_call_s
-        place = self._store.place(job.id) if job.status is JobStatus.PENDING else None
+        place = self._store.place(job) if job.status is JobStatus.PENDING else None
         if place is not None:
             wait *= 1 + place.ahead / pool.policy.concurrency
             if place.not_before:
@@ -155,16 +175,16 @@ class Dispatcher:
     async def _work(self, pool: _Pool) -> None:
         while not self.draining:
             try:
-                job = await self._store.claim(pool.upstream.name)
+                claim = await self._store.claim(pool.upstream.name)
             except Exception:
                 logger.exception("no job can be claimed: an error inside the proxy")
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
                 continue
             try:
-                await self._run(job, pool)
+                await self._run(claim, pool)
             except Exception:
-                logger.exception("job %s: an error inside the proxy", job.id)
-                await self._interrupt(job)
+                logger.exception("job %s: an error inside the proxy", claim.job.id)
+                await self._interrupt(claim.job)
 
     async def _interrupt(self, job: Job) -> None:
         """End a job that met an error of ours. Whatever happens, it must not stay processing."""
@@ -174,15 +194,16 @@ class Dispatcher:
             return  # it is pending again, or done: the error came later
         except Exception:
             logger.exception("job %s: its end cannot be recorded, it is tried again", job.id)
-            await self._store.release(job, attempts=job.attempts, delay_s=_PAUSE_AFTER_ERROR_S)
+            await self._release(job, attempts=job.attempts, delay_s=_PAUSE_AFTER_ERROR_S)
 
-    async def _run(self, job: Job, pool: _Pool) -> None:
+    async def _run(self, claim: Claim, pool: _Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
+        job = claim.job
         remaining_s = job.created_at + self._deadline_s - self._clock()
         started = self._monotonic()
         self._rate_limits.started(job)
         try:
-            outcome = await self._send(job, pool.upstream, remaining_s)
+            outcome = await self._send(claim, pool.upstream, remaining_s)
         except BaseException as error:
             self._rate_limits.ended(job, progress=False)
             if not isinstance(error, asyncio.CancelledError):
@@ -190,21 +211,22 @@ class Dispatcher:
             if self._was_aborted(job):
                 self._rate_limits.forget(job)
                 return
-            await self._store.release(job, attempts=job.attempts)
+            await self._give_back(job)
             raise
         call_s = self._monotonic() - started
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
-        if not (await self._try_again(job, pool, outcome) or await self._fall_back(job, outcome)):
+        if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
             await self._finish(job, outcome, call_s)
 
-    async def _send(self, job: Job, upstream: Upstream, remaining_s: float) -> Answer | CallError:
+    async def _send(self, claim: Claim, upstream: Upstream, remaining_s: float) -> Answer | CallError:
+        job, call = claim
         if remaining_s <= 0:
             return self._deadline_exceeded()
         worker = asyncio.current_task()
         assert worker is not None
         self._calls[job.id] = worker
         try:
-            return await upstream.call(job.call, timeout_s=min(upstream.total_s, remaining_s))
+            return await upstream.call(call, timeout_s=min(upstream.total_s, remaining_s))
         except UpstreamTimeout as error:
             return error if upstream.total_s <= remaining_s else self._deadline_exceeded()
         except CallError as error:
@@ -237,36 +259,37 @@ class Dispatcher:
         too_late = bool(asked_s) and self._clock() + delay_s >= job.created_at + self._deadline_s
         if failures >= policy.attempts or too_late:
             if limited:
-                await self._store.pause(job.lane, delay_s)
+                await self._insist(job, lambda: self._store.pause(job.lane, delay_s))
             return False
         attempts = job.attempts if limited else failures
-        await self._store.release(job, attempts=attempts, delay_s=delay_s, whole_lane=limited)
+        await self._release(job, attempts=attempts, delay_s=delay_s, whole_lane=limited)
         return True
 
-    async def _fall_back(self, job: Job, outcome: Answer | CallError) -> bool:
+    async def _fall_back(self, claim: Claim, outcome: Answer | CallError) -> bool:
         """Make the job pending again for the next of its models, if this one has failed for good."""
+        job, call = claim
         if not job.fallbacks or job.fallback_index is None:
             return False
         ended = outcome.status if isinstance(outcome, Answer) else outcome
         if ended != 404 and not retry.is_retryable(ended):
             return False
         following, rest = job.fallbacks[0], job.fallbacks[1:]
-        body = submission.with_model(job.call.body, following.model)
+        body = submission.with_model(call.body, following.model)
         # It is another request: an upstream that honours the key would answer it as the first.
         headers = tuple(
             (name, f"{value}-{job.fallback_index + 1}" if name.lower() == "idempotency-key" else value)
-            for name, value in job.call.headers
+            for name, value in call.headers
         )
         self._rate_limits.forget(job)
         job = msgspec.structs.replace(
             job,
             upstream=following.upstream,
             model=following.model,
-            call=msgspec.structs.replace(job.call, body=body, headers=headers),
             fallbacks=rest,
             fallback_index=job.fallback_index + 1,
         )
-        await self._store.release(job, attempts=0)
+        call = msgspec.structs.replace(call, body=body, headers=headers)
+        await self._release(job, attempts=0, call=call)
         return True
 
     def _asked_s(self, outcome: Answer | CallError) -> float | None:
@@ -287,7 +310,7 @@ class Dispatcher:
         if error is not None:
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
-        if await self._store.finish(finished):
+        if await self._insist(job, lambda: self._store.finish(job, finished)):
             self._observer.job_finished(
                 JobFinished(
                     job_id=job.id,
@@ -305,11 +328,51 @@ class Dispatcher:
                 )
             )
 
+    async def _release(
+        self,
+        job: Job,
+        *,
+        attempts: int,
+        delay_s: float = 0.0,
+        whole_lane: bool = False,
+        call: Call | None = None,
+    ) -> None:
+        await self._insist(
+            job,
+            lambda: self._store.release(
+                job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, call=call
+            ),
+        )
+
+    async def _give_back(self, job: Job) -> None:
+        """Release a job at the end of this process, which does not wait for a store that is away."""
+        try:
+            await self._store.release(job, attempts=job.attempts)
+        except (StoreUnavailable, StoreFull) as error:
+            logger.warning("job %s cannot be given back now: %s", job.id, error.detail or error)
+
+    async def _insist(self, job: Job, step: Callable[[], Awaitable[T]]) -> T:
+        """Take a step of a claimed job, however long the store is away: what was done is kept here.
+
+        The outcome of a call was paid for. Each worker holds one at the most, so it is bounded.
+        """
+        delay_s = _FIRST_RETRY_S
+        while True:
+            try:
+                return await step()
+            except (StoreUnavailable, StoreFull) as error:
+                if delay_s == _FIRST_RETRY_S:
+                    logger.warning("job %s waits for the store: %s", job.id, error.detail or error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
+
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(1.0)
             try:
                 await self.tidy()
+            except StoreUnavailable as error:
+                logger.debug("housekeeping: %s", error.detail or error)  # the store has said so
             except Exception:
                 logger.exception("housekeeping: an error inside the proxy")
 
@@ -318,6 +381,18 @@ class Dispatcher:
         await self._store.tick()
         for job in await self._store.claim_overdue(self._clock() - self._deadline_s):
             await self._finish(job, self._deadline_exceeded())
+        for job in await self._store.claim_orphans(self._pools):
+            await self._find_a_home(job)
+
+    async def _find_a_home(self, job: Job) -> None:
+        """See to a job whose upstream there is no more: its model says where it goes now."""
+        try:
+            upstream = self._route(job.model)
+        except ModelNotFound as error:
+            await self._finish(job, error)
+            return
+        moved = msgspec.structs.replace(job, upstream=upstream)
+        await self._release(moved, attempts=job.attempts)
 
     def _deadline_exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The job was not done {self._deadline_s:g} s after its submission.")

@@ -25,6 +25,7 @@
         ├── UpgradeNotSupported         501 upgrade_not_supported
         ├── Overloaded                  503 overloaded
         ├── StoreFull                   503 store_full
+        ├── StoreUnavailable            503 store_unavailable
         ├── ShuttingDown                503 shutting_down
         ├── StillRunning                503 still_running
         └── CallError                   a call to an upstream that brought no usable answer
@@ -72,6 +73,7 @@ __all__ = [
     "StartupError",
     "StillRunning",
     "StoreFull",
+    "StoreUnavailable",
     "StreamingNotSupported",
     "TooManyJobs",
     "UnknownEndpoint",
@@ -236,6 +238,12 @@ class Overloaded(_RetryLaterError):
 
 class StoreFull(_RetryLaterError):
     status, code = 503, "store_full"
+
+
+class StoreUnavailable(_RetryLaterError):
+    """The store is out of reach, or does not do what it should; ``detail`` says more, for the log."""
+
+    status, code = 503, "store_unavailable"
 
 
 class ShuttingDown(_RetryLaterError):

@@ -4,8 +4,9 @@
        ▲                   │
        └──────release──────┘   (retry later, lease lost, shutdown)
 
-A live job is a :class:`Job`. A finished one is a :class:`Finished`, another type on purpose: it has
-no field that could hold a request body or a credential, so neither outlives the job.
+A live job is a :class:`Job`, and what is sent for it a :class:`Call`, which holds the request body and
+the credential. A finished one is a :class:`Finished`. They are types of their own on purpose: a poll
+never touches a call, and an outcome has no field that could hold one.
 """
 
 from __future__ import annotations
@@ -79,6 +80,12 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     headers: tuple[tuple[str, str], ...]
     body: bytes
 
+    @property
+    def size(self) -> int:
+        """Bytes that a store has to keep for it: the request, and what objects take in memory."""
+        texts = sum(len(k) + _text_size(v) + _PER_TEXT for k, v in self.headers)
+        return len(self.body) + len(self.target) + texts
+
     def __repr__(self) -> str:
         return f"Call({self.endpoint!r}, {len(self.body)} bytes)"
 
@@ -95,9 +102,11 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     ``credential`` is the keyed hash of what the client authenticated with, empty if it had nothing.
     ``created_at`` is in seconds since the epoch, ``ttl_s`` the lifetime of the result after
-    completion. ``attempts`` counts the calls that were made and that count against the retry limit.
-    ``fallbacks`` are the models still to be tried, ``fallback_index`` is how many have been: 0 is the
-    model that was asked for, None a job that was submitted without fallbacks.
+    completion. ``attempts`` counts the calls that were made and that count against the retry limit,
+    ``claims`` how often a worker has taken the job: whoever holds an earlier claim than the last one
+    has lost it, and what it says of the job any more does not count. ``fallbacks`` are the models
+    still to be tried, ``fallback_index`` is how many have been: 0 is the model that was asked for,
+    None a job that was submitted without fallbacks.
     """
 
     id: str
@@ -107,9 +116,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     model: str
     created_at: float
     ttl_s: int
-    call: Call
     status: JobStatus = JobStatus.PENDING
     attempts: int = 0
+    claims: int = 0
     fallbacks: tuple[Fallback, ...] = ()
     fallback_index: int | None = None
 
@@ -119,11 +128,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes that a store has to keep for it: the request, and what objects take in memory."""
-        call = self.call
-        texts = sum(len(k) + _text_size(v) + _PER_TEXT for k, v in call.headers)
-        texts += sum(_text_size(fallback.model) + _PER_TEXT for fallback in self.fallbacks)
-        return len(call.body) + len(call.target) + _text_size(self.model) + texts + _PER_RECORD
+        """Bytes that a store has to keep for it, beside its call."""
+        fallbacks = sum(_text_size(fallback.model) + _PER_TEXT for fallback in self.fallbacks)
+        return _text_size(self.model) + fallbacks + _PER_RECORD
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.endpoint!r}, {self.status.value})"
@@ -171,5 +178,8 @@ def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:
     if status not in TRANSITIONS[job.status]:
         raise IllegalTransition(f"job {job.id}: {job.status.value} → {status.value}")
     return msgspec.structs.replace(
-        job, status=status, attempts=job.attempts if attempts is None else attempts
+        job,
+        status=status,
+        attempts=job.attempts if attempts is None else attempts,
+        claims=job.claims + (status is JobStatus.PROCESSING),
     )

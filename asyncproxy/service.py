@@ -37,10 +37,14 @@ class Lifetimes:
 
 
 class Caller(NamedTuple):
-    """Who a request is from: the header that says so, if one does, and the digest of what it says."""
+    """Who a request is from: the header that says so, if one does, and what it says with its digest."""
 
     header: str | None
     digest: bytes
+    credential: str = ""
+
+    def __repr__(self) -> str:
+        return f"Caller({self.header!r}, …)"
 
 
 class Submitted(NamedTuple):
@@ -74,6 +78,7 @@ class JobService:
         self._intake = intake
         self._routes = routes
         self._keys = keys
+        self._key, *self._older_keys = store.credential_keys
         self._lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
@@ -85,9 +90,9 @@ class JobService:
         asked = submission.check(endpoint, request.headers["Content-Type"], body)
         alias = None
         if (key := _idempotency_key(request)) is not None:
-            name = _hash(b"key", caller.digest, endpoint.name.encode(), key)
+            name = self._hash(b"key", caller.digest, endpoint.name.encode(), key)
             contents = forms.contents(request.headers["Content-Type"], body)
-            alias = Alias(name, _hash(_query(request), *contents))
+            alias = Alias(name, self._hash(_query(request), *contents))
         return await self.create(endpoint, request, caller, asked, alias)
 
     def identify(self, request: web.Request) -> Caller:
@@ -95,7 +100,8 @@ class JobService:
         found = authenticate(request, self._keys)
         if found is None:
             return Caller(None, b"")
-        return Caller(found[0], credentials.digest(found[1], self._store.credential_key))
+        name, credential = found
+        return Caller(name, credentials.digest(credential, self._key), credential)
 
     def admit(self, request: web.Request) -> Caller:
         """Who wants to submit a job, if jobs are taken and this could be one by its headers."""
@@ -120,7 +126,8 @@ class JobService:
             raise _shutting_down()
         try:
             job = self._job(endpoint, request, caller, asked)
-            there = await self._store.create(job, alias)
+            call = self._call(endpoint, request, caller, asked.body, job.id)
+            there = await self._store.create(job, call, alias)
         except ApiError as error:
             error.model = asked.model
             raise
@@ -136,16 +143,19 @@ class JobService:
         key = _idempotency_key(request)
         contents = forms.contents(request.headers["Content-Type"], body)
         path = endpoint.name.encode()
-        name = _hash(b"relay", caller.digest, path, _query(request), key or b"", *contents)
+        name = self._hash(b"relay", caller.digest, path, _query(request), key or b"", *contents)
         attach = again or endpoint.repeatable or key is not None
         return Alias(name, b"", attach=attach, once=True)
 
     async def find(self, endpoint: Endpoint, request: web.Request, job_id: str) -> Job | Finished:
         """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
-        presented = self.identify(request).digest
+        caller = self.identify(request)
         job = await self._store.get(job_id)
         owner = b"" if job is None else job.credential
-        allowed = credentials.same(owner or presented, presented)
+        allowed = credentials.same(owner or caller.digest, caller.digest)
+        if caller.credential:
+            for key in self._older_keys:  # a job from before the keys were rotated
+                allowed |= credentials.same(owner, credentials.digest(caller.credential, key))
         if job is None or not allowed or job.endpoint != endpoint.name:
             raise not_found()
         return job
@@ -181,12 +191,10 @@ class JobService:
         return self._dispatcher.retry_after_s(job)
 
     def _job(self, endpoint: Endpoint, request: web.Request, caller: Caller, asked: Submission) -> Job:
-        job_id = self._new_id()
         lifetimes = self._lifetimes
-        query = request.rel_url.raw_query_string
         fallbacks = asked.fallbacks
         return Job(
-            id=job_id,
+            id=self._new_id(),
             endpoint=endpoint.name,
             credential=caller.digest,
             upstream=self._routes.upstream_for(asked.model),
@@ -197,25 +205,36 @@ class JobService:
                 default_s=lifetimes.default_s,
                 max_s=lifetimes.max_s,
             ),
-            call=Call(
-                endpoint=endpoint.name,
-                target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
-                headers=self._upstream_headers(request, caller, job_id),
-                body=asked.body,
-            ),
             fallbacks=tuple(
                 Fallback(self._routes.upstream_for(model), model) for model in fallbacks or ()
             ),
             fallback_index=None if fallbacks is None else 0,
         )
 
-    def _upstream_headers(
-        self, request: web.Request, caller: Caller, job_id: str
-    ) -> tuple[tuple[str, str], ...]:
+    def _call(
+        self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, job_id: str
+    ) -> Call:
         sent = upstream_headers(request, self._keys, caller.header, request_id=job_id, without=_LEFT)
         if "Idempotency-Key" not in request.headers:
             sent.append(("Idempotency-Key", job_id))  # the upstream may see the job twice
-        return tuple(sent)
+        query = request.rel_url.raw_query_string
+        return Call(
+            endpoint=endpoint.name,
+            target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
+            headers=tuple(sent),
+            body=body,
+        )
+
+    def _hash(self, *parts: bytes) -> bytes:
+        """16 bytes that stand for ``parts``: each with its length, so that they cannot run together.
+
+        Keyed: what is kept of a request must not let anybody find out its text by trying.
+        """
+        digest = blake2b(digest_size=16, key=self._key)
+        for part in parts:
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+        return digest.digest()
 
 
 def preferences_of(request: web.Request) -> str | None:
@@ -242,12 +261,3 @@ def _idempotency_key(request: web.Request) -> bytes | None:
     if value is None:
         return None
     return value.strip().strip('"').encode("utf-8", "surrogateescape") or None
-
-
-def _hash(*parts: bytes) -> bytes:
-    """16 bytes that stand for ``parts``: each with its length, so that they cannot run together."""
-    digest = blake2b(digest_size=16)
-    for part in parts:
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return digest.digest()

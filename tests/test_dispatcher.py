@@ -13,10 +13,10 @@ import pytest
 
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.envelope import Answer
-from asyncproxy.errors import UpstreamUnreachable
+from asyncproxy.errors import ModelNotFound, StoreFull, StoreUnavailable, UpstreamUnreachable
 from asyncproxy.events import JobFinished, RequestPassed
 from asyncproxy.jobs import Call, Finished, Job, JobStatus
-from asyncproxy.stores.base import Limits
+from asyncproxy.stores.base import Claim, Limits
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream import Upstream
 
@@ -75,14 +75,20 @@ class Rig:
     now: Now
 
     async def submit(self, name: str, *, credential: bytes = b"a") -> Job:
-        call = Call("embeddings", "/v1/embeddings", (), b"{}")
-        job = Job(name, "embeddings", credential, "gateway", "m", self.now(), 60, call)
-        await self.store.create(job)
+        job = Job(name, "embeddings", credential, "gateway", "m", self.now(), 60)
+        await self.store.create(job, Call("embeddings", "/v1/embeddings", (), b"{}"))
         return job
 
     async def status(self, name: str) -> JobStatus | None:
         found = await self.store.get(name)
         return None if found is None else found.status
+
+
+def route(model: str) -> str:
+    """Where the models go: what was another upstream's is ours now, but for one."""
+    if model == "gone":
+        raise ModelNotFound("There is no such model.")
+    return "gateway"
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ async def make() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
 
         async def make_rig(policy: Policy | None = None, deadline_s: float = 100.0) -> Rig:
             now, upstream, seen = Now(), FakeUpstream(), Seen()
-            store = MemoryStore(["gateway"], Limits(100, 100, 10**6), clock=now, monotonic=now)
+            store = MemoryStore(Limits(100, 100, 10**6), clock=now, monotonic=now)
             dispatcher = Dispatcher(
                 store,
                 [
@@ -102,6 +108,7 @@ async def make() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
                 ],
                 deadline_s=deadline_s,
                 observer=seen,
+                route=route,
                 clock=now,
                 monotonic=now,
                 rng=random.Random(1),
@@ -290,15 +297,15 @@ async def test_a_store_that_fails_for_a_while_costs_no_worker(
     claim, finish = rig.store.claim, rig.store.finish
     failures = iter(range(3))
 
-    async def failing_claim(upstream: str) -> Job:
+    async def failing_claim(upstream: str) -> Claim:
         if next(failures, None) is not None:
             raise ConnectionError("the store is away")
         return await claim(upstream)
 
-    async def failing_finish(outcome: Finished) -> bool:
+    async def failing_finish(job: Job, outcome: Finished) -> bool:
         if next(failures, None) is not None:
             raise ConnectionError("the store is away")
-        return await finish(outcome)
+        return await finish(job, outcome)
 
     rig.store.claim = failing_claim  # type: ignore[method-assign]
     await rig.submit("a")
@@ -327,3 +334,37 @@ async def test_what_expired_before_its_turn_is_not_sent(make: Make) -> None:
     found = await rig.store.get("b")
     assert isinstance(found, Finished)
     assert b"deadline_exceeded" in found.envelope
+
+
+@pytest.mark.parametrize("away", [StoreUnavailable("away"), StoreFull("full")])
+async def test_an_outcome_is_kept_while_the_store_does_not_take_it(
+    make: Make, monkeypatch: pytest.MonkeyPatch, away: Exception
+) -> None:
+    monkeypatch.setattr("asyncproxy.dispatcher._FIRST_RETRY_S", 0)
+    rig = await make()
+    finish = rig.store.finish
+    failures = iter(range(3))
+
+    async def failing_finish(job: Job, outcome: Finished) -> bool:
+        if next(failures, None) is not None:
+            raise away
+        return await finish(job, outcome)
+
+    rig.store.finish = failing_finish  # type: ignore[method-assign]
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).status is JobStatus.COMPLETED
+    assert len(rig.upstream.calls) == 1
+
+
+async def test_a_job_whose_upstream_is_gone_goes_where_its_model_is_served(make: Make) -> None:
+    rig = await make()
+    for name, model in (("a", "m"), ("b", "gone")):
+        job = Job(name, "embeddings", b"a", "was-once", model, rig.now(), 60)
+        await rig.store.create(job, Call("embeddings", "/v1/embeddings", (), b"{}"))
+        assert rig.dispatcher.retry_after_s(job) == 1
+    await rig.dispatcher.tidy()
+    failed = await next_event(rig)
+    assert (failed.job_id, failed.status_code, failed.code) == ("b", 404, "model_not_found")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "a"

@@ -25,7 +25,7 @@ from asyncproxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from asyncproxy.jobs import Call, Finished, Job, JobStatus
+from asyncproxy.jobs import Finished, Job, JobStatus
 
 CREATED = 1771488617.831
 NOW = CREATED + 2
@@ -41,9 +41,6 @@ def job(
     status: JobStatus = JobStatus.PROCESSING,
     fallback_index: int | None = None,
 ) -> Job:
-    call = Call(
-        endpoint, f"/v1/{endpoint}", (("Authorization", "Bearer s3cret"),), b'{"body":"s3cret"}'
-    )
     return Job(
         ID,
         endpoint,
@@ -52,7 +49,6 @@ def job(
         model,
         CREATED,
         60,
-        call,
         status,
         fallback_index=fallback_index,
     )

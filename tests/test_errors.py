@@ -18,6 +18,7 @@ from asyncproxy.errors import (
     ShuttingDown,
     StillRunning,
     StoreFull,
+    StoreUnavailable,
     TooManyJobs,
 )
 
@@ -56,6 +57,7 @@ BESIDE = {
     "InvalidRequest": (400, "invalid_request"),
     "InternalError": (500, "internal_error"),
     "UpgradeNotSupported": (501, "upgrade_not_supported"),
+    "StoreUnavailable": (503, "store_unavailable"),
 }
 
 # A class that groups others is no error of its own.
@@ -165,6 +167,7 @@ def test_headers_come_with_the_errors_that_need_them_and_with_no_others(kind: ty
         TooManyJobs: {"Retry-After"},
         Overloaded: {"Retry-After"},
         StoreFull: {"Retry-After"},
+        StoreUnavailable: {"Retry-After"},
         ShuttingDown: {"Retry-After"},
         StillRunning: {"Retry-After"},
     }

@@ -32,13 +32,15 @@ HASH = b"the-keyed-hash-of-it"
 RESULT = b'{"data":"the-body-of-the-upstream"}'
 
 
+CALL = Call(
+    endpoint="embeddings",
+    target=f"/v1/embeddings?key={SECRET}",
+    headers=(("Authorization", f"Bearer {SECRET}"), ("Content-Type", "application/json")),
+    body=BODY,
+)
+
+
 def job_in(status: JobStatus = PENDING, attempts: int = 0) -> Job:
-    call = Call(
-        endpoint="embeddings",
-        target=f"/v1/embeddings?key={SECRET}",
-        headers=(("Authorization", f"Bearer {SECRET}"), ("Content-Type", "application/json")),
-        body=BODY,
-    )
     return Job(
         id="an-id",
         endpoint="embeddings",
@@ -47,7 +49,6 @@ def job_in(status: JobStatus = PENDING, attempts: int = 0) -> Job:
         model="m",
         created_at=1_700_000_000.0,
         ttl_s=60,
-        call=call,
         status=status,
         attempts=attempts,
     )
@@ -69,7 +70,8 @@ def test_a_job_takes_the_legal_steps_and_no_other(before: JobStatus, after: JobS
     job = job_in(before, attempts=1)
     if (before, after) in LEGAL:
         moved = advance(job, after)
-        assert moved == msgspec.structs.replace(job, status=after)
+        claims = 1 if after is PROCESSING else 0
+        assert moved == msgspec.structs.replace(job, status=after, claims=claims)
     else:
         with pytest.raises(IllegalTransition, match=f"job an-id: {before.value} → {after.value}"):
             advance(job, after)
@@ -95,7 +97,7 @@ def test_a_step_keeps_the_attempts_unless_it_is_told_their_number() -> None:
 
 def test_jobs_cannot_be_changed() -> None:
     finished = completed()
-    for struct, field in ((job_in(), "status"), (job_in().call, "body"), (finished, "status")):
+    for struct, field in ((job_in(), "status"), (CALL, "body"), (finished, "status")):
         with pytest.raises(AttributeError):
             setattr(struct, field, FAILED)
     with pytest.raises(AttributeError):
@@ -104,7 +106,7 @@ def test_jobs_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("what", ["job", "call", "finished"])
 def test_no_repr_shows_a_body_or_a_credential(what: str) -> None:
-    things = {"job": job_in(), "call": job_in().call, "finished": completed()}
+    things = {"job": job_in(), "call": CALL, "finished": completed()}
     text = f"{things[what]!r} {things[what]}"
     assert SECRET not in text
     for hidden in (BODY, HASH, RESULT):
@@ -114,7 +116,7 @@ def test_no_repr_shows_a_body_or_a_credential(what: str) -> None:
 
 def test_the_repr_of_a_job_says_which_one_it_is() -> None:
     assert repr(job_in(PROCESSING)) == "Job('an-id', 'embeddings', processing)"
-    assert repr(job_in().call) == f"Call('embeddings', {len(BODY)} bytes)"
+    assert repr(CALL) == f"Call('embeddings', {len(BODY)} bytes)"
 
 
 def test_an_illegal_step_shows_no_credential() -> None:
@@ -157,12 +159,12 @@ def test_neither_the_request_nor_its_headers_outlive_the_job(finish: Callable[[]
 
 def test_sizes_count_what_a_store_has_to_keep() -> None:
     """Contents to the byte, and what the objects around them take: a thousand tiny ones are not tiny."""
-    job = job_in()
     headers = len("Authorization" + f"Bearer {SECRET}" + "Content-Type" + "application/json")
-    contents = len(BODY) + headers + len(job.call.target)
-    assert contents + 512 < job.size < contents + 2048
-    longer = msgspec.structs.replace(job.call, body=BODY + b"12345", target=job.call.target + "?a=1")
-    assert msgspec.structs.replace(job, call=longer).size == job.size + 9
+    contents = len(BODY) + headers + len(CALL.target)
+    assert contents + 512 < job_in().size + CALL.size < contents + 2048
+    longer = msgspec.structs.replace(CALL, body=BODY + b"12345", target=CALL.target + "?a=1")
+    assert longer.size == CALL.size + 9
+    assert msgspec.structs.replace(job_in(), model="model").size == job_in().size + 4
     finished = completed()
     assert finished.content is None
     contents = len(finished.envelope) + len(finished.content_head)
@@ -184,6 +186,6 @@ def test_jobs_share_a_lane_when_a_rate_limit_hits_them_together() -> None:
 @pytest.mark.parametrize("kind", [Job, Call, Lane, Finished])
 def test_the_garbage_collector_walks_none_of_a_million_jobs(kind: type) -> None:
     job = job_in()
-    (instance,) = [thing for thing in (job, job.call, job.lane, completed()) if type(thing) is kind]
+    (instance,) = [thing for thing in (job, CALL, job.lane, completed()) if type(thing) is kind]
     assert not gc.is_tracked(instance)
     assert not instance.__struct_config__.gc, "nor will it, whatever its fields come to hold"

@@ -5,14 +5,12 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncproxy.jobs import Call, Job
+from asyncproxy.jobs import Job
 from asyncproxy.rate_limits import RateLimits
-
-CALL = Call("embeddings", "/v1/embeddings", (), b"{}")
 
 
 def job(name: str, *, credential: bytes = b"a", model: str = "m", upstream: str = "gateway") -> Job:
-    return Job(name, "embeddings", credential, upstream, model, 0.0, 60, CALL)
+    return Job(name, "embeddings", credential, upstream, model, 0.0, 60)
 
 
 A, B, C = job("a"), job("b"), job("c")

@@ -28,7 +28,7 @@ async def test_a_client_that_does_not_read_is_cut_off(gateway: Gateway) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         path = head.partition(b"Location: ")[2].partition(b"\r\n")[0].decode()
         async with asyncio.timeout(10):
-            while app[PROXY].store.usage().live:
+            while (await app[PROXY].store.usage()).live:
                 await asyncio.sleep(0.01)
         tasks = asyncio.all_tasks()
         writer.write(f"GET {path}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())

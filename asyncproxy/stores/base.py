@@ -1,16 +1,21 @@
 """What every store promises. The contract suite in ``tests/stores`` holds each backend to it.
 
 All times are seconds. A store never evicts: what does not fit is refused at :meth:`Store.create`.
+
+A store that keeps its jobs elsewhere may be out of reach: then each operation raises
+:class:`~asyncproxy.errors.StoreUnavailable`, except for :meth:`Store.claim`, which waits.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
+from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
 from asyncproxy.fair_queue import Place
-from asyncproxy.jobs import Finished, Job, Lane
+from asyncproxy.jobs import Call, Finished, Job, Lane
 
-__all__ = ["Alias", "Limits", "Store", "Usage"]
+__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "Usage"]
 
 
 class Alias(NamedTuple):
@@ -25,6 +30,13 @@ class Alias(NamedTuple):
     fingerprint: bytes
     attach: bool = True
     once: bool = False
+
+
+class Claim(NamedTuple):
+    """A job that is this process's to run, and what to send for it."""
+
+    job: Job
+    call: Call
 
 
 class Limits(NamedTuple):
@@ -46,14 +58,32 @@ class Usage(NamedTuple):
     bytes: int
 
 
+# Told the id of a job that was claimed here, and is not this process's any more.
+Lost = Callable[[str], object]
+
+
 class Store(Protocol):
     """Keeps live jobs and their order, and results until they expire."""
 
     @property
-    def credential_key(self) -> bytes:
-        """The key of the credential hashes: the same for every process that shares the store."""
+    def credential_keys(self) -> tuple[bytes, ...]:
+        """The keys of the credential hashes, the same for every process that shares the store.
 
-    async def create(self, job: Job, alias: Alias | None = None) -> Job | Finished | None:
+        New hashes are made with the first one. Those of jobs may have been made with any of them.
+        """
+
+    @property
+    def survives(self) -> bool:
+        """Whether jobs and results are still there when this process has ended."""
+
+    def opened(self, lost: Lost) -> AbstractAsyncContextManager[None]:
+        """Hold the store open for the length of a ``with``: nothing else can be called outside it.
+
+        ``lost`` hears of claimed jobs that were deleted, or that another process has claimed.
+        Raises :class:`~asyncproxy.errors.StartupError` if that cannot be.
+        """
+
+    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
         """Accept a pending job: None. Or else the job that the alias names already, and nothing new.
 
         Raises :class:`~asyncproxy.errors.TooManyJobs`, :class:`~asyncproxy.errors.Overloaded`,
@@ -64,33 +94,44 @@ class Store(Protocol):
     async def get(self, job_id: str) -> Job | Finished | None:
         """The job as it is now. None if it never was, has expired or was deleted."""
 
-    async def claim(self, upstream: str) -> Job:
+    async def claim(self, upstream: str) -> Claim:
         """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
 
         Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then.
         """
 
     async def release(
-        self, job: Job, *, attempts: int, delay_s: float = 0.0, whole_lane: bool = False
+        self,
+        job: Job,
+        *,
+        attempts: int,
+        delay_s: float = 0.0,
+        whole_lane: bool = False,
+        call: Call | None = None,
     ) -> None:
         """Make a claimed job pending again, at its old place, not to be claimed for ``delay_s``.
 
         ``whole_lane``: nor is any other waiting job of its lane; a longer pause that is there stays.
-        ``job`` may have another upstream, model and call than it was claimed with; then its place is
-        the last.
+        ``job`` may have another upstream and model than it was claimed with, and then another
+        ``call``; its place is the last then. Nothing happens if the claim was lost.
         """
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
 
-    async def finish(self, outcome: Finished) -> bool:
-        """Record the outcome of a claimed job, once. False if the job was deleted meanwhile."""
+    async def finish(self, job: Job, outcome: Finished) -> bool:
+        """Record the outcome of a claimed job, once. False if the claim was lost: that of another
+        worker counts, or the job was deleted.
+        """
 
     async def delete(self, job_id: str) -> bool:
         """Forget a job in whatever state. False if there is none."""
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         """Claim the waiting jobs that were created before a time (since the epoch)."""
+
+    async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
+        """Claim the waiting jobs of upstreams that nobody serves. ``upstreams`` are served here."""
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
         """The job as soon as it is terminal or gone, or as it is after ``timeout_s``. No polling."""
@@ -104,11 +145,14 @@ class Store(Protocol):
         If it has an alias that is for once, that is gone, and the result no later than ``within_s``.
         """
 
-    def place(self, job_id: str) -> Place | None:
+    def place(self, job: Job) -> Place | None:
         """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""
 
-    def usage(self) -> Usage:
+    async def usage(self) -> Usage:
         """How full the store is."""
+
+    async def check(self) -> None:
+        """Raise :class:`~asyncproxy.errors.StoreUnavailable` if jobs cannot be taken just now."""
 
     async def tick(self) -> None:
         """Housekeeping, about once a second: give back what has expired."""

@@ -25,7 +25,7 @@ async def refused(
     assert (answer.status, answer.code) == (status, code)
     assert answer.json()["error"]["param"] == param
     assert answer.json()["error"]["type"] == "invalid_request_error"
-    assert proxy.parts.store.usage().live == 0
+    assert (await proxy.parts.store.usage()).live == 0
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ async def test_half_a_body_is_no_job(proxy: Client) -> None:
     writer.close()
     await writer.wait_closed()
     await proxy.submit()
-    assert proxy.parts.store.usage().live + proxy.parts.store.usage().results == 1
+    assert (await proxy.parts.store.usage()).live + (await proxy.parts.store.usage()).results == 1
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ async def test_fifty_megabytes_of_audio(proxy: Client, gateway: Gateway) -> None
     path = await proxy.submit({"model": "tts", "input": "x"}, "audio/speech")
     assert base64.b64decode((await proxy.outcome(path))["result"]["audio"]) == audio
     assert (await proxy.get(path + "/content")).body == audio
-    assert proxy.parts.store.usage().bytes < len(audio) + 10_000
+    assert (await proxy.parts.store.usage()).bytes < len(audio) + 10_000
 
 
 async def test_text_of_a_transcription(proxy: Client, gateway: Gateway) -> None:

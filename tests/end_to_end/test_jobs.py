@@ -277,7 +277,7 @@ async def test_delete_drops_a_result(proxy: Client) -> None:
     await proxy.outcome(path)
     assert (await proxy.request("DELETE", path)).status == 204
     assert (await proxy.get(path)).status == 404
-    assert proxy.parts.store.usage() == (0, 0, 0)
+    assert await proxy.parts.store.usage() == (0, 0, 0)
 
 
 async def test_head_is_a_poll_without_the_body(proxy: Client) -> None:

@@ -41,14 +41,14 @@ async def test_ten_thousand_jobs_by_two_hundred_connections(start: Start, gatewa
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=200)) as session:
             await asyncio.gather(*(connection(session) for _ in range(200)))
         async with asyncio.timeout(60):
-            while store.usage().live:
+            while (await store.usage()).live:
                 await asyncio.sleep(0.01)
         assert len(set(paths)) == len(seen) == amount
         assert set(seen.values()) == {1}
         async with asyncio.timeout(10):
-            while store.usage().results:
+            while (await store.usage()).results:
                 await asyncio.sleep(0.05)
-        assert store.usage() == (0, 0, 0)
+        assert await store.usage() == (0, 0, 0)
         gateway.received.clear()
         seen.clear()
         gc.collect()

@@ -85,7 +85,7 @@ async def test_a_lost_connection_costs_nothing_upstream(start: Start, gateway: G
     writer.transport.abort()
     slow.done.set()
     async with asyncio.timeout(10):
-        while proxy.parts.store.usage().live:
+        while (await proxy.parts.store.usage()).live:
             await asyncio.sleep(0.01)
     assert (await proxy.post(RELAY)).json() == {"ok": 1}
     assert len(gateway.received) == 1
@@ -268,7 +268,7 @@ async def test_what_was_delivered_at_once_takes_no_room(start: Start, gateway: G
     proxy = await start(store={"max_bytes": "2MiB"})
     for number in range(50):
         assert (await proxy.post(RELAY, {"model": "m", "input": str(number)})).status == 200
-    assert proxy.parts.store.usage() == (0, 0, 0)
+    assert await proxy.parts.store.usage() == (0, 0, 0)
 
 
 async def test_a_look_through_the_relay_leaves_an_async_job_as_it_is(

@@ -6,7 +6,8 @@ A hypothesis state machine drives a dispatcher's moves, clients' moves and the c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -27,7 +28,7 @@ from asyncproxy.errors import (
     TooManyJobs,
 )
 from asyncproxy.jobs import TERMINAL, Call, Finished, Job, JobStatus
-from asyncproxy.stores.base import Limits, Store
+from asyncproxy.stores.base import Claim, Limits, Store
 from asyncproxy.stores.memory import MemoryStore
 
 T = TypeVar("T")
@@ -47,43 +48,53 @@ class Clock:
         return self.now
 
 
-MakeStore = Callable[[Limits, Clock], Store]
+MakeStore = Callable[[Limits, Clock], AbstractAsyncContextManager[Store]]
 
 
-def memory(limits: Limits, clock: Clock) -> Store:
-    return MemoryStore([UPSTREAM], limits, clock=clock, monotonic=clock)
+@asynccontextmanager
+async def memory(limits: Limits, clock: Clock) -> AsyncIterator[Store]:
+    store = MemoryStore(limits, clock=clock, monotonic=clock)
+    async with store.opened(lambda _: None):
+        yield store
 
 
-STORES = {"memory": memory}
+STORES: dict[str, MakeStore] = {"memory": memory}
 
 
 @dataclass
 class Bench:
-    """A store, its clock, and how to make another."""
+    """Fresh stores of one kind, and their clock."""
 
     make: MakeStore
     clock: Clock
+    stack: AsyncExitStack
 
-    def store(self, limits: Limits = LIMITS) -> Store:
-        return self.make(limits, self.clock)
+    async def store(self, limits: Limits = LIMITS) -> Store:
+        return await self.stack.enter_async_context(self.make(limits, self.clock))
 
 
 @pytest.fixture(params=sorted(STORES))
-def bench(request: pytest.FixtureRequest) -> Bench:
-    return Bench(STORES[request.param], Clock())
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    async with AsyncExitStack() as stack:
+        yield Bench(STORES[request.param], Clock(), stack)
+
+
+def call(body: bytes = b"{}") -> Call:
+    return Call("embeddings", "/v1/embeddings", (("Authorization", "Bearer sk"),), body)
+
+
+CALL = call()
 
 
 def job(
-    name: str,
-    *,
-    clock: Clock,
-    credential: bytes = b"alice",
-    model: str = "m",
-    ttl_s: int = 60,
-    body: bytes = b"{}",
+    name: str, *, clock: Clock, credential: bytes = b"alice", model: str = "m", ttl_s: int = 60
 ) -> Job:
-    call = Call("embeddings", "/v1/embeddings", (("Authorization", "Bearer sk"),), body)
-    return Job(name, "embeddings", credential, UPSTREAM, model, clock.now, ttl_s, call)
+    return Job(name, "embeddings", credential, UPSTREAM, model, clock.now, ttl_s)
+
+
+def large(size: int) -> bytes:
+    """A JSON text of about so many bytes."""
+    return b'"' + b"x" * size + b'"'
 
 
 def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Finished:
@@ -92,33 +103,46 @@ def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Finished
     )
 
 
+async def finish_next(store: Store, clock: Clock, body: bytes = b'{"ok":1}') -> None:
+    claimed = (await store.claim(UPSTREAM)).job
+    assert await store.finish(claimed, completed(claimed, clock, body))
+
+
+async def settled(store: Store) -> None:
+    """Let everything that was begun get as far as it can: each store answers in order."""
+    for _ in range(3):
+        await store.usage()
+        for _ in range(5):
+            await asyncio.sleep(0)
+
+
 async def nothing_to_claim(store: Store) -> None:
     claim = asyncio.ensure_future(store.claim(UPSTREAM))
-    for _ in range(5):
-        await asyncio.sleep(0)
+    await settled(store)
     assert not claim.done()
     claim.cancel()
     await asyncio.gather(claim, return_exceptions=True)
 
 
 async def test_a_job_goes_its_way(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
+    store, clock = await bench.store(), bench.clock
     pending = job("a", clock=clock)
-    await store.create(pending)
+    await store.create(pending, CALL)
     assert await store.get("a") == pending
-    claimed = await store.claim(UPSTREAM)
+    claimed, sent = await store.claim(UPSTREAM)
+    assert sent == CALL
     assert claimed.status is JobStatus.PROCESSING
     assert await store.get("a") == claimed
     outcome = completed(claimed, clock)
-    assert await store.finish(outcome)
+    assert await store.finish(claimed, outcome)
     assert await store.get("a") == outcome
-    assert store.usage() == (0, 1, outcome.size)
+    assert await store.usage() == (0, 1, outcome.size)
 
 
 async def test_a_finished_job_holds_neither_body_nor_credential(bench: Bench) -> None:
-    store = bench.store()
-    await store.create(job("a", clock=bench.clock, body=b"the secret text"))
-    await store.finish(completed(await store.claim(UPSTREAM), bench.clock))
+    store = await bench.store()
+    await store.create(job("a", clock=bench.clock), call(b"the secret text"))
+    await finish_next(store, bench.clock)
     found = await store.get("a")
     assert isinstance(found, Finished)
     kept = repr(msgspec.structs.asdict(found))
@@ -127,231 +151,275 @@ async def test_a_finished_job_holds_neither_body_nor_credential(bench: Bench) ->
 
 
 async def test_the_outcome_is_recorded_once(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
-    await store.create(job("a", clock=clock))
-    claimed = await store.claim(UPSTREAM)
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("a", clock=clock), CALL)
+    claimed = (await store.claim(UPSTREAM)).job
     first = completed(claimed, clock, b"1")
-    assert await store.finish(first)
-    assert not await store.finish(completed(claimed, clock, b"2"))
+    assert await store.finish(claimed, first)
+    assert not await store.finish(claimed, completed(claimed, clock, b"2"))
     await store.release(claimed, attempts=2)
     assert await store.get("a") == first
     await nothing_to_claim(store)
 
 
 async def test_only_a_claimed_job_can_finish(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
+    store, clock = await bench.store(), bench.clock
     pending = job("a", clock=clock)
-    await store.create(pending)
+    await store.create(pending, CALL)
     with pytest.raises(IllegalTransition):
         completed(pending, clock)
-    outcome = completed(msgspec.structs.replace(pending, status=JobStatus.PROCESSING), clock)
+    claimed = msgspec.structs.replace(pending, status=JobStatus.PROCESSING)
     with pytest.raises(IllegalTransition):
-        await store.finish(outcome)
+        await store.finish(claimed, completed(claimed, clock))
     assert await store.get("a") == pending
 
 
 async def test_a_release_goes_back_to_the_old_place(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     for name in "abc":
-        await store.create(job(name, clock=bench.clock))
-    first = await store.claim(UPSTREAM)
+        await store.create(job(name, clock=bench.clock), CALL)
+    first = (await store.claim(UPSTREAM)).job
     await store.release(first, attempts=1)
-    again = await store.claim(UPSTREAM)
+    again = (await store.claim(UPSTREAM)).job
     assert (again.id, again.attempts) == ("a", 1)
 
 
 async def test_a_release_with_a_delay_lets_others_go_first(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     for name in "ab":
-        await store.create(job(name, clock=bench.clock))
-    await store.release(await store.claim(UPSTREAM), attempts=1, delay_s=10)
-    assert (await store.claim(UPSTREAM)).id == "b"
+        await store.create(job(name, clock=bench.clock), CALL)
+    await store.release((await store.claim(UPSTREAM)).job, attempts=1, delay_s=10)
+    assert (await store.claim(UPSTREAM)).job.id == "b"
     await nothing_to_claim(store)
     bench.clock.now += 10
     await store.tick()
-    assert (await store.claim(UPSTREAM)).id == "a"
+    assert (await store.claim(UPSTREAM)).job.id == "a"
 
 
 async def test_a_pause_holds_its_lane_only(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
+    store, clock = await bench.store(), bench.clock
     slow = job("a1", clock=clock)
-    await store.create(slow)
-    await store.create(job("a2", clock=clock))
+    await store.create(slow, CALL)
+    await store.create(job("a2", clock=clock), CALL)
     await store.pause(slow.lane, 10)
     await store.pause(slow.lane, 1)  # a shorter one does not end it
-    await store.create(job("other model", clock=clock, model="n"))
-    await store.create(job("other credential", clock=clock, credential=b"bob"))
-    assert {(await store.claim(UPSTREAM)).id for _ in range(2)} == {"other model", "other credential"}
+    await store.create(job("other model", clock=clock, model="n"), CALL)
+    await store.create(job("other credential", clock=clock, credential=b"bob"), CALL)
+    assert {(await store.claim(UPSTREAM)).job.id for _ in range(2)} == {
+        "other model",
+        "other credential",
+    }
     clock.now += 5
     await store.tick()
     await nothing_to_claim(store)
     clock.now += 5
     await store.tick()
-    assert [(await store.claim(UPSTREAM)).id for _ in range(2)] == ["a1", "a2"]
+    assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a1", "a2"]
 
 
 async def test_credentials_take_turns(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     for number in range(10):
-        await store.create(job(f"many{number}", clock=bench.clock, credential=b"many"))
-    await store.create(job("one", clock=bench.clock, credential=b"one"))
-    order = [(await store.claim(UPSTREAM)).id for _ in range(11)]
+        await store.create(job(f"many{number}", clock=bench.clock, credential=b"many"), CALL)
+    await store.create(job("one", clock=bench.clock, credential=b"one"), CALL)
+    order = [(await store.claim(UPSTREAM)).job.id for _ in range(11)]
     assert order.index("one") <= 1
     assert [name for name in order if name != "one"] == [f"many{n}" for n in range(10)]
 
 
 async def test_a_waiting_claim_gets_what_comes(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(3)]
     await asyncio.sleep(0)
     for name in "abc":
-        await store.create(job(name, clock=bench.clock))
-    assert {(await claim).id for claim in claims} == {"a", "b", "c"}
+        await store.create(job(name, clock=bench.clock), CALL)
+    assert {(await claim).job.id for claim in claims} == {"a", "b", "c"}
 
 
 async def test_a_cancelled_claim_loses_no_job(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(2)]
     await asyncio.sleep(0)
-    await store.create(job("a", clock=bench.clock))
+    await store.create(job("a", clock=bench.clock), CALL)
     for claim in claims:  # one of them has been woken by now, and neither has run
         claim.cancel()
     await asyncio.gather(*claims, return_exceptions=True)
-    got = [claim.result().id for claim in claims if not claim.cancelled()]
-    assert got or (await store.claim(UPSTREAM)).id == "a"
+    got = [claim.result().job.id for claim in claims if not claim.cancelled()]
+    assert got or (await store.claim(UPSTREAM)).job.id == "a"
 
 
 async def test_a_cancelled_claim_passes_its_turn_on(bench: Bench) -> None:
-    store = bench.store()
+    store = await bench.store()
     claims = [asyncio.ensure_future(store.claim(UPSTREAM)) for _ in range(2)]
     await asyncio.sleep(0)
-    await store.create(job("a", clock=bench.clock))
+    await store.create(job("a", clock=bench.clock), CALL)
     claims[1].cancel()
     async with asyncio.timeout(5):
-        assert (await claims[0]).id == "a"
+        assert (await claims[0]).job.id == "a"
 
 
 async def test_limits_refuse_and_change_nothing(bench: Bench) -> None:
-    store, clock = (
-        bench.store(Limits(max_live=2, max_live_per_credential=1, max_bytes=100_000)),
-        bench.clock,
-    )
-    await store.create(job("a", clock=clock))
+    limits = Limits(max_live=2, max_live_per_credential=1, max_bytes=100_000)
+    store, clock = await bench.store(limits), bench.clock
+    await store.create(job("a", clock=clock), CALL)
     with pytest.raises(TooManyJobs):
-        await store.create(job("b", clock=clock))
-    await store.create(job("c", clock=clock, credential=b"bob"))
+        await store.create(job("b", clock=clock), CALL)
+    await store.create(job("c", clock=clock, credential=b"bob"), CALL)
     with pytest.raises(Overloaded):
-        await store.create(job("d", clock=clock, credential=b"carol"))
+        await store.create(job("d", clock=clock, credential=b"carol"), CALL)
     assert await store.get("b") is None
-    assert store.usage().live == 2
+    assert (await store.usage()).live == 2
     await store.delete("c")
-    await store.create(job("d", clock=clock, credential=b"carol"))
+    await store.create(job("d", clock=clock, credential=b"carol"), CALL)
 
 
 async def test_a_full_store_refuses_until_a_result_expires(bench: Bench) -> None:
-    store, clock = bench.store(Limits(100, 100, 20_000)), bench.clock
-    await store.create(job("a", clock=clock, ttl_s=10))
-    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 17_000 + b'"'))
+    store, clock = await bench.store(Limits(100, 100, 20_000)), bench.clock
+    await store.create(job("a", clock=clock, ttl_s=10), CALL)
+    await finish_next(store, clock, large(17_000))
     with pytest.raises(StoreFull):
-        await store.create(job("b", clock=clock, body=b"x" * 2_000))
+        await store.create(job("b", clock=clock), call(b"x" * 2_000))
     assert await store.get("a") is not None
     clock.now += 10
-    await store.create(job("b", clock=clock, body=b"x" * 2_000))
+    await store.create(job("b", clock=clock), call(b"x" * 2_000))
     assert await store.get("a") is None
 
 
 async def test_waiting_requests_take_half_at_the_most(bench: Bench) -> None:
-    store = bench.store(Limits(100, 100, 10_000))
+    store = await bench.store(Limits(100, 100, 10_000))
     with pytest.raises(StoreFull):
-        await store.create(job("a", clock=bench.clock, body=b"x" * 5_001))
-    await store.create(job("b", clock=bench.clock, body=b"x" * 3_000))
+        await store.create(job("a", clock=bench.clock), call(b"x" * 5_001))
+    await store.create(job("b", clock=bench.clock), call(b"x" * 3_000))
 
 
 async def test_while_results_fill_it_nothing_is_sent(bench: Bench) -> None:
-    store, clock = bench.store(Limits(100, 100, 20_000)), bench.clock
+    store, clock = await bench.store(Limits(100, 100, 20_000)), bench.clock
     for name in "ab":
-        await store.create(job(name, clock=clock, ttl_s=10))
-    await store.finish(completed(await store.claim(UPSTREAM), clock, b'"' + b"x" * 30_000 + b'"'))
+        await store.create(job(name, clock=clock, ttl_s=10), CALL)
+    await finish_next(store, clock, large(30_000))
     await nothing_to_claim(store)
     clock.now += 10
     waiting = asyncio.ensure_future(store.claim(UPSTREAM))
     await asyncio.sleep(0)
     await store.tick()
-    assert (await waiting).id == "b"
+    assert (await waiting).job.id == "b"
 
 
 async def test_expiry_is_at_its_time_and_not_before(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
+    store, clock = await bench.store(), bench.clock
     for name, ttl_s in (("short", 10), ("long", 20)):
-        await store.create(job(name, clock=clock, ttl_s=ttl_s))
-        await store.finish(completed(await store.claim(UPSTREAM), clock))
+        await store.create(job(name, clock=clock, ttl_s=ttl_s), CALL)
+        await finish_next(store, clock)
     clock.now = START + 9.999
     assert await store.get("short") is not None
     clock.now = START + 10
     assert await store.get("short") is None
     assert await store.get("long") is not None
     await store.tick()
-    assert store.usage().results == 1
+    assert (await store.usage()).results == 1
     clock.now = START + 20
     await store.tick()
-    assert store.usage() == (0, 0, 0)
+    assert await store.usage() == (0, 0, 0)
 
 
 async def test_delete_in_every_state(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
+    store, clock = await bench.store(), bench.clock
     assert not await store.delete("a")
-    await store.create(job("a", clock=clock))
+    await store.create(job("a", clock=clock), CALL)
     assert await store.delete("a")
     await nothing_to_claim(store)
-    await store.create(job("b", clock=clock))
-    claimed = await store.claim(UPSTREAM)
+    await store.create(job("b", clock=clock), CALL)
+    claimed = (await store.claim(UPSTREAM)).job
     assert await store.delete("b")
-    assert not await store.finish(completed(claimed, clock))
+    assert not await store.finish(claimed, completed(claimed, clock))
     await store.release(claimed, attempts=1)
     await nothing_to_claim(store)
-    await store.create(job("c", clock=clock))
-    await store.finish(completed(await store.claim(UPSTREAM), clock))
+    await store.create(job("c", clock=clock), CALL)
+    await finish_next(store, clock)
     assert await store.delete("c")
     assert not await store.delete("c")
-    assert store.usage() == (0, 0, 0)
+    assert await store.usage() == (0, 0, 0)
 
 
 async def test_overdue_jobs_are_claimed_once(bench: Bench) -> None:
-    store, clock = bench.store(), bench.clock
-    await store.create(job("sent", clock=clock))
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("sent", clock=clock), CALL)
     await store.claim(UPSTREAM)
-    await store.create(job("waits", clock=clock))
+    await store.create(job("waits", clock=clock), CALL)
     clock.now += 10
-    await store.create(job("young", clock=clock))
+    await store.create(job("young", clock=clock), CALL)
     overdue = await store.claim_overdue(START + 5)
     assert [(j.id, j.status) for j in overdue] == [("waits", JobStatus.PROCESSING)]
     assert await store.claim_overdue(START + 5) == []
-    assert (await store.claim(UPSTREAM)).id == "young"
+    assert (await store.claim(UPSTREAM)).job.id == "young"
 
 
-async def test_credential_keys_differ_between_stores_that_share_nothing(bench: Bench) -> None:
-    assert len(bench.store().credential_key) == 32
-    assert bench.store().credential_key != bench.store().credential_key
+async def test_a_claim_that_was_lost_changes_nothing_any_more(bench: Bench) -> None:
+    """A worker that slept for too long: the job was given back and taken again meanwhile."""
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("a", clock=clock), CALL)
+    first = (await store.claim(UPSTREAM)).job
+    await store.release(first, attempts=0)
+    second = (await store.claim(UPSTREAM)).job
+    assert not await store.finish(first, completed(first, clock, b"1"))
+    await store.release(first, attempts=7)
+    assert await store.get("a") == second
+    assert await store.finish(second, completed(second, clock, b"2"))
+
+
+async def test_a_release_may_change_upstream_model_and_call(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("a", clock=clock), CALL)
+    claimed = (await store.claim(UPSTREAM)).job
+    moved = msgspec.structs.replace(claimed, upstream="other", model="n")
+    await store.release(moved, attempts=0, call=call(b"another body"))
+    await nothing_to_claim(store)
+    again = await store.claim("other")
+    assert (again.job.model, again.call.body) == ("n", b"another body")
+
+
+async def test_orphans_are_the_jobs_of_upstreams_that_nobody_serves(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    for name in "ab":
+        await store.create(job(name, clock=clock), CALL)
+    running = (await store.claim(UPSTREAM)).job
+    assert await store.claim_orphans({UPSTREAM}) == []
+    (orphan,) = await store.claim_orphans({"another"})
+    assert (orphan.id, orphan.status) == ("b", JobStatus.PROCESSING)
+    moved = msgspec.structs.replace(orphan, upstream="another")
+    await store.release(moved, attempts=orphan.attempts)
+    again = await store.claim("another")
+    assert (again.job.id, again.call) == ("b", CALL)
+    assert await store.finish(running, completed(running, clock))
+
+
+async def test_credential_keys_are_secrets(bench: Bench) -> None:
+    keys = (await bench.store()).credential_keys
+    assert keys
+    assert all(len(key) == 32 for key in keys)
 
 
 class Histories(RuleBasedStateMachine):
     """Any history of clients, dispatcher, upstream and clock, against a model of three dicts."""
 
-    make: MakeStore = staticmethod(memory)
+    kind = "memory"
 
     @initialize(max_live=st.integers(1, 6), per_credential=st.integers(1, 4))
     def begin(self, max_live: int, per_credential: int) -> None:
         self.runner = asyncio.Runner()
         self.clock = Clock()
         self.limits = Limits(max_live, per_credential, 100_000)
-        self.store = self.make(self.limits, self.clock)
+        self.stack = AsyncExitStack()
+        made = STORES[self.kind](self.limits, self.clock)
+        self.store = self.run(self.stack.enter_async_context(made))
         self.live: dict[str, Job] = {}
-        self.done: dict[str, Finished] = {}
+        self.done: dict[str, tuple[Job, Finished]] = {}
         self.gone: set[str] = set()
         self.count = 0
 
     def teardown(self) -> None:
         if hasattr(self, "runner"):
+            self.run(self.stack.aclose())
             self.runner.close()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -366,15 +434,15 @@ class Histories(RuleBasedStateMachine):
         self.count += 1
         new = job(str(self.count), clock=self.clock, credential=credential, model=model, ttl_s=ttl_s)
         own = sum(j.credential == credential for j in self.live.values())
-        before = self.store.usage()
+        before = self.run(self.store.usage())
         try:
-            self.run(self.store.create(new))
+            self.run(self.store.create(new, CALL))
         except ApiError as error:
             full = isinstance(error, Overloaded) and len(self.live) >= self.limits.max_live
             assert full or (
                 isinstance(error, TooManyJobs) and own >= self.limits.max_live_per_credential
             )
-            assert self.store.usage() == before
+            assert self.run(self.store.usage()) == before
         else:
             assert own < self.limits.max_live_per_credential
             assert len(self.live) < self.limits.max_live
@@ -386,9 +454,10 @@ class Histories(RuleBasedStateMachine):
         )
     )
     def claim(self, outcome: str) -> None:
-        claimed = self.run(_claim_now(self.store))
-        if claimed is None:
+        claim = self.run(_claim_now(self.store))
+        if claim is None:
             return
+        claimed = claim.job
         known = self.live[claimed.id]
         assert known.status is JobStatus.PENDING
         older = [
@@ -416,9 +485,9 @@ class Histories(RuleBasedStateMachine):
             finished = envelope.finished(claimed, Answer(400, (), b"bad"), now=self.clock.now)
         else:
             finished = envelope.failed(claimed, DeadlineExceeded("late"), now=self.clock.now)
-        assert self.run(self.store.finish(finished))
+        assert self.run(self.store.finish(claimed, finished))
         del self.live[claimed.id]
-        self.done[claimed.id] = finished
+        self.done[claimed.id] = claimed, finished
 
     @precondition(lambda self: any(j.status is JobStatus.PROCESSING for j in self.live.values()))
     @rule(data=st.data())
@@ -430,7 +499,7 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data())
     def delete(self, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(sorted([*self.live, *self.done])))
-        expected = name in self.live or self.done[name].expires_at > self.clock.now
+        expected = name in self.live or self.done[name][1].expires_at > self.clock.now
         assert self.run(self.store.delete(name)) is expected
         self.live.pop(name, None)
         self.done.pop(name, None)
@@ -439,10 +508,9 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.done)
     @rule(data=st.data())
     def finish_twice(self, data: st.DataObject) -> None:
-        finished = data.draw(st.sampled_from(list(self.done.values())))
+        claimed, finished = data.draw(st.sampled_from(list(self.done.values())))
         other = msgspec.structs.replace(finished, envelope=b"{}")
-        if self.run(self.store.get(finished.id)) is not None:
-            assert not self.run(self.store.finish(other))
+        assert not self.run(self.store.finish(claimed, other))
 
     @rule(seconds=st.sampled_from([0.5, 5.0, 29.0]), tick=st.booleans())
     def time_passes(self, seconds: float, tick: bool) -> None:  # noqa: FBT001
@@ -470,24 +538,23 @@ class Histories(RuleBasedStateMachine):
             found = self.run(self.store.get(name))
             assert isinstance(found, Job)
             assert (found.status, found.attempts) == (known.status, known.attempts)
-        for name, finished in self.done.items():
+        for name, (_, finished) in self.done.items():
             found = self.run(self.store.get(name))
             assert finished.status in TERMINAL
             assert found == (finished if finished.expires_at > self.clock.now else None)
         for name in self.gone:
             assert self.run(self.store.get(name)) is None
-        usage = self.store.usage()
+        usage = self.run(self.store.usage())
         assert usage.live == len(self.live)
         assert usage.live <= self.limits.max_live
-        size = sum(j.size for j in self.live.values())
-        size += sum(f.size for f in self.done.values() if f.expires_at > self.clock.now)
+        size = sum(j.size + CALL.size for j in self.live.values())
+        size += sum(f.size for _, f in self.done.values() if f.expires_at > self.clock.now)
         assert usage.bytes >= size
 
 
-async def _claim_now(store: Store) -> Job | None:
+async def _claim_now(store: Store) -> Claim | None:
     claim = asyncio.ensure_future(store.claim(UPSTREAM))
-    for _ in range(3):
-        await asyncio.sleep(0)
+    await settled(store)
     if claim.done():
         return claim.result()
     claim.cancel()
