@@ -11,6 +11,7 @@ import json
 import os
 import re
 import ssl
+from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -41,6 +42,7 @@ _DURATION_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86
 _SIZE_UNITS: Final = {"B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3, "TiB": 1024**4}
 _NUMBER: Final = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,18})?)\s*([A-Za-z]*)")
 _URL_SECRET: Final = re.compile(r"(?<=://)[^/?#@\s]*(?=@)|(?<=\?).*(?=')")  # user:password@, ?query
+_URLSAFE: Final = str.maketrans("-_", "+/")
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 
@@ -115,6 +117,10 @@ Size = Annotated[
     ),
 ]
 Count = Annotated[int, Field(ge=1)]
+
+
+def _without_secret(url: str) -> str:
+    return _URL_SECRET.sub("***", url)
 
 
 class _Section(BaseModel):
@@ -252,17 +258,77 @@ class JobsConfig(_Section):
 
 
 class StoreConfig(_Section):
-    url: str = "memory://"
-    """Where jobs and results are kept."""
+    url: Annotated[str, PlainSerializer(_without_secret)] = "memory://"
+    """memory://, sqlite:///path/jobs.db, redis://host:6379/0, rediss:// or redis+sentinel://."""
     max_bytes: Size = 1024**3
     """What results and waiting requests may take; waiting requests half of it at the most."""
+    encryption_key: SecretStr | None = None
+    """Durable stores: 32 bytes in Base64. After a comma, older ones that still open what they sealed."""
+    encrypt_results: bool = False
+    """Durable stores: seal results too. Requests always are."""
+    durability: Literal["full", "normal"] = "full"
+    """sqlite: what an accepted job survives: full is a power loss, normal the death of the process."""
+    prefix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")] = (
+        "asyncproxy"
+    )
+    """redis: of every key, so that several deployments can share one server."""
+    lease: Annotated[Duration, Field(ge=1)] = 15.0
+    """redis: the jobs of a node that is silent for so long go to the others."""
 
     @field_validator("url")
     @classmethod
     def _is_known(cls, value: str) -> str:
-        if value != "memory://":
-            raise ValueError("memory://")
+        right = "memory://, sqlite:///path/jobs.db or redis://host:6379/0"
+        try:
+            parts = urlsplit(value)
+            _ = parts.port if parts.scheme in ("redis", "rediss") else None
+        except ValueError:
+            raise ValueError(right) from None
+        if value == "memory://":
+            return value
+        if parts.scheme == "sqlite":
+            if parts.netloc or parts.query or parts.fragment or not parts.path.strip("/"):
+                raise ValueError("sqlite:///path/jobs.db, the path of a file")
+            return value
+        if parts.scheme not in ("redis", "rediss", "redis+sentinel") or not parts.hostname:
+            raise ValueError(right)
+        if "password=" in parts.query:
+            raise ValueError("a URL with its credentials before the @")
         return value
+
+    @field_validator("encryption_key")
+    @classmethod
+    def _are_keys(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _keys_in(value.get_secret_value())
+        return value
+
+    @model_validator(mode="after")
+    def _redis_has_a_key(self) -> StoreConfig:
+        if self.url.startswith("redis") and self.encryption_key is None:
+            raise ValueError(
+                "an encryption_key for redis://, the same on every node, as `openssl rand -base64 32` "
+                "makes one"
+            )
+        return self
+
+    @property
+    def keys(self) -> tuple[bytes, ...]:
+        """The encryption keys, 32 bytes each, the one to seal with first."""
+        return () if self.encryption_key is None else _keys_in(self.encryption_key.get_secret_value())
+
+
+def _keys_in(value: str) -> tuple[bytes, ...]:
+    keys = []
+    for text in value.split(","):
+        try:
+            key = b64decode(text.strip().translate(_URLSAFE), validate=True)
+        except ValueError:
+            key = b""
+        if len(key) != 32:
+            raise ValueError("32 bytes in Base64, as `openssl rand -base64 32` prints them")
+        keys.append(key)
+    return tuple(keys)
 
 
 class LogConfig(_Section):
@@ -482,7 +548,7 @@ _PLAIN_WORDS: Final = {
 
 def _is_secret(loc: tuple[int | str, ...]) -> bool:
     """Whether a secret belongs there, or stands there by a mistake that is easily made."""
-    return "headers" in loc or loc[:1] == ("auth",)
+    return "headers" in loc or "encryption_key" in loc or loc[:1] == ("auth",)
 
 
 def _shown(value: object) -> str:
