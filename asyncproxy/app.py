@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
+from urllib.parse import unquote
 
 from aiohttp import web
 
 from asyncproxy.admin import Admin
 from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
-from asyncproxy.config import Config, UpstreamConfig
+from asyncproxy.config import Config, StoreConfig, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS, Endpoint
@@ -119,7 +121,8 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
-    store = MemoryStore(
+    store = _store(
+        config.store,
         Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
     )
     upstreams = {
@@ -178,6 +181,22 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         pass_through=pass_through,
         by_header=ByHeader(service, pass_through.handle),
         relay=relay,
+    )
+
+
+def _store(config: StoreConfig, limits: Limits) -> Store:
+    """The store that the URL names. Those that need a library load it here, and only then."""
+    scheme, _, rest = config.url.partition(":")
+    if scheme == "memory":
+        return MemoryStore(limits)
+    from asyncproxy.stores.sqlite import SqliteStore
+
+    return SqliteStore(
+        Path(unquote(rest.removeprefix("//"))),
+        limits,
+        keys=config.keys,
+        seal_outcomes=config.encrypt_results,
+        full_durability=config.durability == "full",
     )
 
 

@@ -35,7 +35,7 @@ from asyncproxy.errors import (
 from asyncproxy.events import JobFinished, Observer
 from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
-from asyncproxy.stores.base import Claim, Store
+from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher", "Policy"]
@@ -176,6 +176,11 @@ class Dispatcher:
         while not self.draining:
             try:
                 claim = await self._store.claim(pool.upstream.name)
+            except UnreadableCall as error:
+                logger.warning("%s", error)
+                reason = "What was to be sent for this job cannot be read any more."
+                await self._finish(error.job, Interrupted(reason))
+                continue
             except Exception:
                 logger.exception("no job can be claimed: an error inside the proxy")
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
@@ -371,7 +376,7 @@ class Dispatcher:
             await asyncio.sleep(1.0)
             try:
                 await self.tidy()
-            except StoreUnavailable as error:
+            except (StoreUnavailable, StoreFull) as error:
                 logger.debug("housekeeping: %s", error.detail or error)  # the store has said so
             except Exception:
                 logger.exception("housekeeping: an error inside the proxy")

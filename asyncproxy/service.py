@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from asyncproxy import credentials, forms, headers, submission
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
-from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown
+from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown, StoreFull, StoreUnavailable
 from asyncproxy.intake import Intake
 from asyncproxy.jobs import Call, Fallback, Finished, Job
 from asyncproxy.middleware import authenticate, upstream_headers
@@ -23,6 +24,8 @@ from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
 
 __all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
+
+logger = logging.getLogger(__name__)
 
 _LEFT: Final = headers.OURS | {"accept-encoding"}
 
@@ -184,7 +187,11 @@ class JobService:
 
     async def delivered(self, outcome: Finished, keep_s: float) -> None:
         """Note that the client of a relayed request has its answer: the next one is a new request."""
-        await self._store.retire(outcome, keep_s)
+        try:
+            await self._store.retire(outcome, keep_s)
+        except (StoreUnavailable, StoreFull) as error:
+            # The answer is written, so this is none; the next equal request gets the same result.
+            logger.warning("job %s: that it was delivered is not noted: %s", outcome.id, error.detail)
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll is likely to find ``job`` done."""

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import io
+import itertools
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -107,9 +109,24 @@ async def gateway() -> AsyncIterator[Gateway]:
 
 Start = Callable[..., Awaitable[Client]]
 
+StoreSection = Callable[[], dict[str, Any]]
+
 
 @pytest.fixture
-async def start(gateway: Gateway) -> AsyncIterator[Start]:
+def store_section(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSection:
+    """The `store` of a configuration, another one each time: in memory unless the test is run for each."""
+    numbers = itertools.count()
+
+    def section() -> dict[str, Any]:
+        if getattr(request, "param", "memory") == "sqlite":
+            return {"url": f"sqlite://{tmp_path}/{next(numbers)}.db", "durability": "normal"}
+        return {}
+
+    return section
+
+
+@pytest.fixture
+async def start(gateway: Gateway, store_section: StoreSection) -> AsyncIterator[Start]:
     """Starts a proxy: ``await start(jobs={…})`` in front of the gateway, or of ``upstreams``.
 
     ``upstream={…}`` adds to the one upstream. Retries wait milliseconds unless told otherwise.
@@ -119,6 +136,7 @@ async def start(gateway: Gateway) -> AsyncIterator[Start]:
         async def start_proxy(*, upstream: dict[str, Any] | None = None, **sections: Any) -> Client:
             retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms"}
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
+            sections["store"] = {**store_section(), **sections.get("store", {})}
             config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})
             app = build_app(config)
             url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))

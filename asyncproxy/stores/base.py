@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 
-__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "Usage"]
+__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "UnreadableCall", "Usage"]
 
 
 class Alias(NamedTuple):
@@ -37,6 +37,14 @@ class Claim(NamedTuple):
 
     job: Job
     call: Call
+
+
+class UnreadableCall(Exception):
+    """A job was claimed, and what is to be sent for it cannot be read: its key is gone, say."""
+
+    def __init__(self, job: Job, reason: object) -> None:
+        super().__init__(f"job {job.id}: its request cannot be read: {reason}")
+        self.job = job
 
 
 class Limits(NamedTuple):
@@ -98,6 +106,7 @@ class Store(Protocol):
         """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
 
         Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then.
+        Raises :class:`UnreadableCall` with a job that is claimed, and can only be failed.
         """
 
     async def release(

@@ -116,12 +116,18 @@ class Ledger:
         return True
 
     def release(
-        self, job: Job, *, attempts: int, delay_s: float, whole_lane: bool, size: int | None
+        self,
+        job: Job,
+        *,
+        attempts: int,
+        delay_s: float = 0.0,
+        whole_lane: bool = False,
+        size: int | None = None,
     ) -> Job | None:
         """``job``, which is claimed, as it waits again. None: the claim was lost."""
-        entry = self._entries.get(job.id)
-        if entry is None or entry.job.claims != job.claims:
+        if not self.holds(job):
             return None
+        entry = self._entries[job.id]
         order = entry.order if job.upstream == entry.job.upstream else None
         entry.job = advance(job, JobStatus.PENDING, attempts=attempts)
         if size is not None:
@@ -140,6 +146,11 @@ class Ledger:
         waiting = self._of(lane.upstream)
         waiting.queue.pause(lane, self._monotonic() + delay_s)
         self._wake(waiting)  # whoever waits has to know of its end
+
+    def withdraw(self, job_id: str) -> bool:
+        """Take a job that waits out of its queue, so that nobody claims it. False if none waits."""
+        entry = self._entries.get(job_id)
+        return entry is not None and self._of(entry.job.upstream).queue.remove(job_id)
 
     def drop(self, job_id: str) -> Job | None:
         """Forget a job, in whatever state. None if it is not here."""

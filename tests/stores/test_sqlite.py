@@ -1,0 +1,372 @@
+"""The store on disk: what is there again after an end, and what can be wrong with a file."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sqlite3
+import stat
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from asyncproxy.errors import StartupError, StoreFull, StoreUnavailable
+from asyncproxy.jobs import Finished, Job, JobStatus
+from asyncproxy.stores.base import Alias, Limits, UnreadableCall
+from asyncproxy.stores.sqlite import SqliteStore
+from tests.stores.test_contract import (
+    CALL,
+    UPSTREAM,
+    Clock,
+    call,
+    completed,
+    finish_next,
+    job,
+    large,
+)
+
+LIMITS = Limits(max_live=100_000, max_live_per_credential=100_000, max_bytes=1024**3)
+
+OLD, NEW = b"o" * 32, b"n" * 32
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "jobs.db"
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@asynccontextmanager
+async def opened(
+    path: Path, clock: Clock, limits: Limits = LIMITS, **more: Any
+) -> AsyncIterator[SqliteStore]:
+    more = {"full_durability": False, **more}
+    store = SqliteStore(path, limits, clock=clock, monotonic=clock, **more)
+    async with store.opened(lambda _: None):
+        yield store
+
+
+async def refused(path: Path, clock: Clock, **more: Any) -> str:
+    """What the store says when it does not open."""
+    with pytest.raises(StartupError) as caught:
+        async with opened(path, clock, **more):
+            pass
+    return str(caught.value)
+
+
+async def test_live_jobs_are_taken_up_in_their_order(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        for name in "abc":
+            await store.create(job(name, clock=clock), call(name.encode()))
+        first = (await store.claim(UPSTREAM)).job
+        await store.release(first, attempts=2)
+        await store.claim(UPSTREAM)  # it is under way when everything ends
+    async with opened(path, clock) as store:
+        claims = [await store.claim(UPSTREAM) for _ in range(3)]
+        assert [(c.job.id, c.job.attempts, c.call.body) for c in claims] == [
+            ("a", 2, b"a"),
+            ("b", 0, b"b"),
+            ("c", 0, b"c"),
+        ]
+        assert (await store.usage()).live == 3
+
+
+async def test_a_job_that_is_not_taken_up_yet_can_be_seen(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+    async with opened(path, clock) as store:
+        found = await store.get("a")
+        assert isinstance(found, Job)
+        assert found.status is JobStatus.PENDING
+        assert await store.delete("a")
+        assert await store.get("a") is None
+        assert (await store.usage()).live == 0
+
+
+async def test_a_job_that_has_moved_is_found_where_it_went(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        claimed = (await store.claim(UPSTREAM)).job
+        moved = msgspec.structs.replace(claimed, upstream="other", model="n", fallback_index=1)
+        await store.release(moved, attempts=0, call=call(b"another"))
+    async with opened(path, clock) as store:
+        again = await store.claim("other")
+        assert (again.job.model, again.job.fallback_index, again.call.body) == ("n", 1, b"another")
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+async def test_results_and_their_names_outlive_the_process(
+    path: Path,
+    clock: Clock,
+    sealed: bool,  # noqa: FBT001
+) -> None:
+    alias = Alias(b"name", b"print")
+    async with opened(path, clock, seal_outcomes=sealed) as store:
+        await store.create(job("a", clock=clock, ttl_s=10), CALL, alias)
+        await finish_next(store, clock, large(30_000))
+        outcome = await store.get("a")
+        usage = await store.usage()
+    async with opened(path, clock) as store:  # whatever the setting is now
+        assert await store.get("a") == outcome
+        assert await store.usage() == usage
+        assert await store.create(job("b", clock=clock), CALL, alias) == outcome
+        clock.now += 10
+        assert await store.get("a") is None
+    async with opened(path, clock) as store:
+        assert await store.get("a") is None
+        await store.tick()
+        assert await store.usage() == (0, 0, 0)
+
+
+async def test_no_secret_is_in_the_files(path: Path, clock: Clock) -> None:
+    async with opened(path, clock, seal_outcomes=True) as store:
+        for name in "ab":
+            await store.create(job(name, clock=clock), call(b"the text of a client"))
+        await finish_next(store, clock, b'"the text of an upstream"')
+        await store.check()
+        written = b"".join(file.read_bytes() for file in path.parent.iterdir())
+    assert len(written) > 10_000
+    assert b"the text of" not in written
+    assert b"Bearer" not in written
+
+
+async def test_the_files_are_for_their_owner_alone(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes.keys() >= {"jobs.db", "jobs.db-wal", "jobs.db.key"}
+    assert set(modes.values()) == {0o600}
+
+
+async def test_commits_are_shared(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        statements: list[str] = []
+        store._writer._connection.set_trace_callback(statements.append)
+        await asyncio.gather(
+            *(store.create(job(str(number), clock=clock), CALL) for number in range(500))
+        )
+    assert sum(text.startswith("INSERT INTO jobs") for text in statements) == 500
+    assert statements.count("COMMIT") <= 50
+
+
+async def test_a_client_that_leaves_leaves_its_job(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        creating = asyncio.ensure_future(store.create(job("a", clock=clock), CALL))
+        await asyncio.sleep(0)
+        creating.cancel()
+        await asyncio.gather(creating, return_exceptions=True)
+        assert (await store.claim(UPSTREAM)).job.id == "a"
+        assert (await store.usage()).live == 1
+
+
+async def test_one_process_at_a_time(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        assert "belongs to another process" in await refused(path, clock)
+        await store.create(job("a", clock=clock), CALL)
+    async with opened(path, clock) as store:
+        assert await store.get("a") is not None
+
+
+@pytest.mark.parametrize(
+    "contents", [b"some text that somebody needs\n" * 100, b"SQLite format 3\0" + b"x" * 5000]
+)
+async def test_what_is_no_database_is_left_alone(path: Path, clock: Clock, contents: bytes) -> None:
+    path.write_bytes(contents)
+    assert str(path) in await refused(path, clock, keys=[OLD])
+    assert path.read_bytes() == contents
+
+
+async def test_the_database_of_another_application_is_left_alone(path: Path, clock: Clock) -> None:
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    assert "another application" in await refused(path, clock, keys=[OLD])
+    assert path.read_bytes() == before
+
+
+async def test_a_newer_schema_is_left_alone(path: Path, clock: Clock) -> None:
+    async with opened(path, clock, keys=[OLD]):
+        pass
+    with closing(sqlite3.connect(path)) as newer:
+        newer.execute("PRAGMA user_version=2")
+    before = path.read_bytes()
+    assert "newer version of asyncproxy" in await refused(path, clock, keys=[OLD])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("how", ["cut", "scribbled"])
+async def test_a_torn_file_is_left_alone(path: Path, clock: Clock, how: str) -> None:
+    async with opened(path, clock, keys=[OLD]) as store:
+        for number in range(200):
+            await store.create(job(str(number), clock=clock), CALL)
+    with path.open("r+b") as file:
+        if how == "cut":
+            file.truncate(path.stat().st_size // 2)
+        else:
+            file.seek(8192)
+            file.write(os.urandom(20_000))
+    before = path.read_bytes()
+    assert str(path) in await refused(path, clock, keys=[OLD])
+    assert path.read_bytes() == before
+
+
+async def test_a_folder_that_is_not_there(tmp_path: Path, clock: Clock) -> None:
+    path = tmp_path / "no" / "jobs.db"
+    assert "No such file or directory" in await refused(path, clock, keys=[OLD])
+    assert "No such file or directory" in await refused(path, clock)
+
+
+async def test_another_key_is_refused(path: Path, clock: Clock) -> None:
+    async with opened(path, clock, keys=[OLD]) as store:
+        await store.create(job("a", clock=clock), CALL)
+    assert "another encryption key" in await refused(path, clock, keys=[NEW])
+    async with opened(path, clock, keys=[OLD]) as store:
+        assert (await store.claim(UPSTREAM)).call == CALL
+
+
+async def test_a_key_file_that_went_missing_is_not_made_anew(path: Path, clock: Clock) -> None:
+    async with opened(path, clock):
+        pass
+    key = path.with_name("jobs.db.key")
+    kept = key.read_bytes()
+    key.unlink()
+    assert "its key file" in await refused(path, clock)
+    key.write_bytes(b"not a key")
+    assert "does not hold 32 bytes" in await refused(path, clock)
+    key.write_bytes(kept)
+    async with opened(path, clock):
+        pass
+
+
+async def test_keys_rotate(path: Path, clock: Clock) -> None:
+    async with opened(path, clock, keys=[OLD]) as store:
+        for name in "ab":
+            await store.create(job(name, clock=clock), CALL)
+        keys = store.credential_keys
+    async with opened(path, clock, keys=[NEW, OLD]) as store:
+        assert store.credential_keys[1:] == keys
+        await store.create(job("c", clock=clock), CALL)
+        assert (await store.claim(UPSTREAM)).call == CALL
+    async with opened(path, clock, keys=[NEW]) as store:  # too early: two jobs are of the old one
+        for name in "ab":
+            with pytest.raises(UnreadableCall) as caught:
+                await store.claim(UPSTREAM)
+            lost = caught.value.job
+            assert lost.id == name
+            assert await store.finish(lost, completed(lost, clock))
+        assert (await store.claim(UPSTREAM)).call == CALL
+
+
+async def test_a_full_disk_refuses_and_loses_nothing(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        await store.create(job("b", clock=clock), CALL)
+        claimed = (await store.claim(UPSTREAM)).job
+        writing = store._writer._connection
+        (pages,) = writing.execute("PRAGMA page_count").fetchone()
+        writing.execute(f"PRAGMA max_page_count={pages + 1}").fetchall()
+        with pytest.raises(StoreFull):
+            await store.create(job("c", clock=clock), call(b"x" * 100_000))
+        assert await store.get("c") is None
+        outcome = completed(claimed, clock, large(100_000))
+        with pytest.raises(StoreFull):
+            await store.finish(claimed, outcome)
+        assert await store.get("a") == claimed
+        assert (await store.usage()).live == 2
+        writing.execute("PRAGMA max_page_count=1000000").fetchall()
+        assert await store.finish(claimed, outcome)
+        await store.create(job("c", clock=clock), call(b"x" * 100_000))
+        assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["b", "c"]
+    async with opened(path, clock) as store:
+        assert await store.get("a") == outcome
+
+
+async def test_one_that_does_not_fit_does_not_hinder_the_others(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        writing = store._writer._connection
+        (pages,) = writing.execute("PRAGMA page_count").fetchone()
+        writing.execute(f"PRAGMA max_page_count={pages + 10}").fetchall()
+        sizes = {"a": 10, "b": 1_000_000, "c": 10}
+        creating = [store.create(job(n, clock=clock), call(b"x" * s)) for n, s in sizes.items()]
+        outcomes = await asyncio.gather(*creating, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes] == [type(None), StoreFull, type(None)]
+        assert (await store.usage()).live == 2
+
+
+async def test_a_delete_that_cannot_be_written_leaves_the_job(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        writing = store._writer._connection
+        writing.execute("PRAGMA query_only=1")
+        with pytest.raises(StoreUnavailable):
+            await store.delete("a")
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+        writing.execute("PRAGMA query_only=0")
+        await store.check()
+        assert (await store.claim(UPSTREAM)).job.id == "a"
+        assert await store.delete("a")
+
+
+async def test_expiry_gives_the_space_back(path: Path, clock: Clock) -> None:
+    """Under a steady load the file stays as large as what lives at once, and is smaller after it."""
+    sizes: list[int] = []
+    async with opened(path, clock) as store:
+        for number in range(600):
+            await store.create(job(str(number), clock=clock, ttl_s=100), CALL)
+            await finish_next(store, clock, large(300_000))
+            clock.now += 1
+            if number % 20 == 0:
+                await store.tick()
+                sizes.append(path.stat().st_size)
+        assert sizes[-1] < 1.5 * sizes[len(sizes) // 3]
+        clock.now += 1000
+        for _ in range(20):
+            await store.tick()
+        assert await store.usage() == (0, 0, 0)
+    assert path.stat().st_size < sizes[-1]
+    async with opened(path, clock) as store:
+        assert await store.usage() == (0, 0, 0)
+
+
+async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        for number in range(50):
+            await store.create(job(str(number), clock=clock), CALL)
+            await finish_next(store, clock, large(1_000_000))
+        assert store._hot.currsize <= 32 * 1024**2
+        for number in range(50):
+            assert isinstance(await store.get(str(number)), Finished)
+        assert store._hot.currsize <= 32 * 1024**2
+        assert not store._fresh
+
+
+async def test_a_library_that_is_missing_is_named(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "cryptography.fernet", None)
+    assert "pip install 'asyncproxy[sqlite]'" in await refused(path, clock)
+
+
+async def test_what_was_handed_in_is_written_at_the_end(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        creating = [
+            asyncio.ensure_future(store.create(job(str(number), clock=clock), CALL))
+            for number in range(50)
+        ]
+        await asyncio.sleep(0)
+    await asyncio.gather(*creating)
+    with pytest.raises(StoreUnavailable):
+        await store.create(job("late", clock=clock), CALL)
+    async with opened(path, clock) as store:
+        assert [(await store.claim(UPSTREAM)).job.id for _ in range(50)] == [str(n) for n in range(50)]
