@@ -19,6 +19,7 @@ from asyncproxy.errors import ConfigError, StartupError, StoreUnavailable
 from asyncproxy.logs import logging_to_stderr
 from asyncproxy.server import listening
 from asyncproxy.stores.base import Store
+from asyncproxy.supervisor import Supervisor, reserved
 from asyncproxy.version import __version__
 
 __all__ = ["main"]
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--config", metavar="FILE", help="the YAML configuration")
     source.add_argument("--upstream", metavar="URL", help="the gateway's URL, instead of a file")
     serve.add_argument("--listen", metavar="HOST:PORT", help="overrides `listen`")
+    serve.add_argument(
+        "--workers", metavar="N", type=_count, default=1, help="processes on the port (redis:// only)"
+    )
+    serve.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
@@ -75,6 +80,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 256:
+        raise argparse.ArgumentTypeError("between 1 and 256")
+    return value
+
+
 def _seconds(text: str) -> float:
     value = float(text)
     if not 0 <= value <= 3600:
@@ -90,7 +102,34 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.listen is not None:
         config = _listening_on(config, arguments.listen)
     with logging_to_stderr(config.log.level, config.log.format):
-        return _run(lambda: serve(config))
+        if arguments.workers > 1:
+            return _supervise(arguments, config)
+        return _run(lambda: serve(config, worker=arguments.worker))
+
+
+def _supervise(arguments: argparse.Namespace, config: Config) -> int:
+    """Serve with several processes. They share nothing but the store, so it has to be a shared one."""
+    if not config.store.url.startswith("redis"):
+        raise ConfigError([f"--workers: {arguments.workers} processes need a store.url of redis://"])
+    source = ["--config", arguments.config] if arguments.config else ["--upstream", arguments.upstream]
+    with reserved(*config.address) as (host, port):
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+        def command(_number: int) -> Sequence[str]:
+            worker = ["serve", *source, "--listen", address, "--worker"]
+            return [sys.executable, "-m", "asyncproxy", *worker]
+
+        def ready() -> None:
+            _announce(f"http://{address}", config, f" with {arguments.workers} workers")
+
+        supervisor = Supervisor(command, arguments.workers, grace_s=config.shutdown_grace)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            return runner.run(supervisor.run(ready))
+
+
+def _announce(url: str, config: Config, how: str = "") -> None:
+    names = ", ".join(upstream.name for upstream in config.upstreams)
+    print(f"asyncproxy {__version__} listens on {url}, in front of {names}{how}", flush=True)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -142,18 +181,25 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(config: Config, *, announce: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout."""
+async def serve(
+    config: Config, *, announce: Callable[[str], None] | None = None, worker: bool = False
+) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout.
+
+    ``worker``: others listen on the same address, and the end of stdin is the end of their supervisor.
+    """
     _allow_many_connections()
     for warning in _warnings(config):
         logger.warning(warning)
     app = build_app(config)
     _spare_the_collector()
     stop, now = _stop_signals()
-    async with listening(app, *config.address, send_timeout_s=config.client_timeout) as url:
+    if worker:
+        _stop_at_the_end_of_stdin(stop)
+    timeout_s = config.client_timeout
+    async with listening(app, *config.address, send_timeout_s=timeout_s, reuse_port=worker) as url:
         if announce is None:
-            names = ", ".join(upstream.name for upstream in config.upstreams)
-            print(f"asyncproxy {__version__} listens on {url}, in front of {names}", flush=True)
+            _announce(url, config)
         else:
             announce(url)
         await stop.wait()
@@ -198,6 +244,16 @@ async def _cancel_when(event: asyncio.Event, tasks: Iterable[asyncio.Task[None]]
     await event.wait()
     for task in tasks:
         task.cancel()
+
+
+def _stop_at_the_end_of_stdin(stop: asyncio.Event) -> None:
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def ended() -> None:
+        loop.remove_reader(stdin)  # an end stays readable
+        stop.set()
+
+    loop.add_reader(stdin, ended)
 
 
 def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:

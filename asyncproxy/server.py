@@ -71,9 +71,16 @@ class _Site(web.BaseSite):
     """A TCP site whose connections are ours."""
 
     def __init__(
-        self, runner: web.AppRunner, host: str | None, port: int, send_timeout_s: float
+        self,
+        runner: web.AppRunner,
+        host: str | None,
+        port: int,
+        send_timeout_s: float,
+        *,
+        reuse_port: bool,
     ) -> None:
         super().__init__(runner, backlog=_BACKLOG)
+        self._reuse_port = reuse_port
         self._send_timeout_s = send_timeout_s
         self._host = host
         self._port = port
@@ -95,17 +102,28 @@ class _Site(web.BaseSite):
             **manager._kwargs,  # noqa: SLF001  as Server.__call__ does
         )
         self._server = await loop.create_server(
-            connection, self._host, self._port, backlog=self._backlog, reuse_address=True
+            connection,
+            self._host,
+            self._port,
+            backlog=self._backlog,
+            reuse_address=True,
+            reuse_port=self._reuse_port or None,
         )
 
 
 @asynccontextmanager
 async def listening(
-    app: web.Application, host: str | None, port: int, *, send_timeout_s: float = 60.0
+    app: web.Application,
+    host: str | None,
+    port: int,
+    *,
+    send_timeout_s: float = 60.0,
+    reuse_port: bool = False,
 ) -> AsyncIterator[str]:
     """Serve ``app`` for the length of a ``with``, which gets the URL that it listens on.
 
     ``send_timeout_s``: how long a client may take nothing of an answer that is ready for it.
+    ``reuse_port``: other processes listen on this address too, and want to.
     Raises :class:`StartupError` if the address cannot be listened on.
     """
     # Handlers get their grace while we still listen; what is left after it is cut off.
@@ -113,7 +131,7 @@ async def listening(
     await runner.setup()
     try:
         try:
-            await _Site(runner, host, port, send_timeout_s).start()
+            await _Site(runner, host, port, send_timeout_s, reuse_port=reuse_port).start()
         except OSError as error:
             # The loop puts the address into strerror; the number says why in the system's words.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)
