@@ -16,6 +16,7 @@ from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS, Endpoint
+from asyncproxy.errors import StartupError
 from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
@@ -119,9 +120,7 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
-    store = MemoryStore(
-        Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
-    )
+    store = _store(config)
     upstreams = {
         upstream.name: Upstream(_upstream_options(upstream, jobs.max_result_bytes))
         for upstream in config.upstreams
@@ -179,6 +178,31 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         by_header=ByHeader(service, pass_through.handle),
         relay=relay,
     )
+
+
+def _store(config: Config) -> Store:
+    """The store that the URL names. Those that need a library are loaded only then."""
+    jobs, store = config.jobs, config.store
+    limits = Limits(jobs.max_pending, jobs.max_pending_per_credential, store.max_bytes)
+    scheme = store.url.partition(":")[0]
+    if scheme in ("redis", "rediss", "redis+sentinel"):
+        try:
+            from asyncproxy.stores.redis import RedisStore
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
+                raise
+            raise StartupError(
+                "this store needs a library that is missing: pip install 'asyncproxy[redis]'"
+            ) from None
+        return RedisStore(
+            store.url,
+            limits,
+            keys=store.keys,
+            seal_outcomes=store.encrypt_results,
+            prefix=store.prefix,
+            lease_s=store.lease,
+        )
+    return MemoryStore(limits)
 
 
 def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> UpstreamOptions:

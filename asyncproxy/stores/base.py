@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 
-__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "Usage"]
+__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "UnreadableCall", "Usage"]
 
 
 class Alias(NamedTuple):
@@ -37,6 +37,14 @@ class Claim(NamedTuple):
 
     job: Job
     call: Call
+
+
+class UnreadableCall(Exception):
+    """A job was claimed, and what to send for it cannot be read: ``job`` is this process's to end."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"job {job.id}: its request cannot be read")
+        self.job = job
 
 
 class Limits(NamedTuple):
@@ -97,7 +105,8 @@ class Store(Protocol):
     async def claim(self, upstream: str) -> Claim:
         """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
 
-        Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then.
+        Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then. Raises
+        :class:`UnreadableCall` for a job that cannot be sent.
         """
 
     async def release(
