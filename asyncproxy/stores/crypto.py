@@ -19,7 +19,8 @@ from asyncproxy.jobs import Call, Finished, Job
 
 __all__ = ["Unreadable", "Vault"]
 
-_ENCODER: Final = msgspec.msgpack.Encoder()
+# Names of header fields are a subclass of str, which msgspec leaves to us.
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=str)
 _CALLS: Final = msgspec.msgpack.Decoder(Call)
 _JOBS: Final = msgspec.msgpack.Decoder(Job)
 _OUTCOMES: Final = msgspec.msgpack.Decoder(Finished)
