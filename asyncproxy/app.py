@@ -14,10 +14,11 @@ from aiohttp import web
 from asyncproxy.admin import Admin
 from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
-from asyncproxy.config import Config, StoreConfig, UpstreamConfig
+from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS, Endpoint
+from asyncproxy.errors import StartupError
 from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
@@ -121,10 +122,7 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
-    store = _store(
-        config.store,
-        Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
-    )
+    store = _store(config)
     upstreams = {
         upstream.name: Upstream(_upstream_options(upstream, jobs.max_result_bytes))
         for upstream in config.upstreams
@@ -184,19 +182,38 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     )
 
 
-def _store(config: StoreConfig, limits: Limits) -> Store:
-    """The store that the URL names. Those that need a library load it here, and only then."""
-    scheme, _, rest = config.url.partition(":")
+def _store(config: Config) -> Store:
+    """The store that the URL names. Those that need a library are loaded only then."""
+    jobs, store = config.jobs, config.store
+    limits = Limits(jobs.max_pending, jobs.max_pending_per_credential, store.max_bytes)
+    scheme, _, rest = store.url.partition(":")
     if scheme == "memory":
         return MemoryStore(limits)
-    from asyncproxy.stores.sqlite import SqliteStore
+    if scheme == "sqlite":
+        from asyncproxy.stores.sqlite import SqliteStore
 
-    return SqliteStore(
-        Path(unquote(rest.removeprefix("//"))),
+        return SqliteStore(
+            Path(unquote(rest.removeprefix("//"))),
+            limits,
+            keys=store.keys,
+            seal_outcomes=store.encrypt_results,
+            full_durability=store.durability == "full",
+        )
+    try:
+        from asyncproxy.stores.redis import RedisStore
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
+            raise
+        raise StartupError(
+            "this store needs a library that is missing: pip install 'asyncproxy[redis]'"
+        ) from None
+    return RedisStore(
+        store.url,
         limits,
-        keys=config.keys,
-        seal_outcomes=config.encrypt_results,
-        full_durability=config.durability == "full",
+        keys=store.keys,
+        seal_outcomes=store.encrypt_results,
+        prefix=store.prefix,
+        lease_s=store.lease,
     )
 
 

@@ -177,9 +177,8 @@ class Dispatcher:
             try:
                 claim = await self._store.claim(pool.upstream.name)
             except UnreadableCall as error:
-                logger.warning("%s", error)
-                reason = "What was to be sent for this job cannot be read any more."
-                await self._finish(error.job, Interrupted(reason))
+                logger.error("job %s: its request cannot be read with our keys", error.job.id)  # noqa: TRY400
+                await self._interrupt(error.job, "The request of this job cannot be read any more.")
                 continue
             except Exception:
                 logger.exception("no job can be claimed: an error inside the proxy")
@@ -189,12 +188,12 @@ class Dispatcher:
                 await self._run(claim, pool)
             except Exception:
                 logger.exception("job %s: an error inside the proxy", claim.job.id)
-                await self._interrupt(claim.job)
+                await self._interrupt(claim.job, "An error inside the proxy ended this job.")
 
-    async def _interrupt(self, job: Job) -> None:
+    async def _interrupt(self, job: Job, why: str) -> None:
         """End a job that met an error of ours. Whatever happens, it must not stay processing."""
         try:
-            await self._finish(job, Interrupted("An error inside the proxy ended this job."))
+            await self._finish(job, Interrupted(why))
         except IllegalTransition:
             return  # it is pending again, or done: the error came later
         except Exception:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from asyncproxy.jobs import Finished
 
@@ -19,20 +21,38 @@ class Waiters:
     def __len__(self) -> int:
         return sum(map(len, self._waiting.values()))
 
+    def __iter__(self) -> Iterator[str]:
+        """The jobs that somebody waits for."""
+        return iter(list(self._waiting))
+
+    def __contains__(self, job_id: object) -> bool:
+        return job_id in self._waiting
+
     async def wait(self, job_id: str, timeout_s: float) -> Finished | None:
         """The outcome of a job as soon as it is there; None if the job is deleted meanwhile.
 
         Raises :class:`TimeoutError` after ``timeout_s``, and at once after :meth:`release`.
         """
-        if self._released:
-            raise TimeoutError
+        with self.waiting(job_id) as woken:
+            async with asyncio.timeout(timeout_s):
+                return await woken
+
+    @contextmanager
+    def waiting(self, job_id: str) -> Iterator[asyncio.Future[Finished | None]]:
+        """What :meth:`wait` waits for, from the first moment of a ``with`` on.
+
+        For who has to ask somebody else whether the job has ended already: it may end meanwhile.
+        """
         woken: asyncio.Future[Finished | None] = asyncio.get_running_loop().create_future()
+        if self._released:
+            woken.set_exception(TimeoutError())
         waiting = self._waiting.setdefault(job_id, set())
         waiting.add(woken)
         try:
-            async with asyncio.timeout(timeout_s):
-                return await woken
+            yield woken
         finally:
+            if woken.done() and not woken.cancelled():
+                woken.exception()  # it is known, whether anybody awaited it or not
             waiting.discard(woken)
             if not waiting and self._waiting.get(job_id) is waiting:
                 del self._waiting[job_id]

@@ -6,6 +6,8 @@ import asyncio
 import io
 import itertools
 import json
+import secrets
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import load_config
 from asyncproxy.server import listening
 from tests import gateway as gateways
+from tests import redis_server
 from tests.gateway import Gateway
 
 JSON = {"Content-Type": "application/json"}
@@ -118,8 +121,12 @@ def store_section(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSectio
     numbers = itertools.count()
 
     def section() -> dict[str, Any]:
-        if getattr(request, "param", "memory") == "sqlite":
+        kind = getattr(request, "param", "memory")
+        if kind == "sqlite":
             return {"url": f"sqlite://{tmp_path}/{next(numbers)}.db", "durability": "normal"}
+        if kind == "redis":
+            url, key = redis_server.shared().url, b64encode(b"k" * 32).decode()
+            return {"url": url, "prefix": f"test-{secrets.token_hex(8)}", "encryption_key": key}
         return {}
 
     return section

@@ -40,10 +40,10 @@ class Claim(NamedTuple):
 
 
 class UnreadableCall(Exception):
-    """A job was claimed, and what is to be sent for it cannot be read: its key is gone, say."""
+    """A job was claimed, and what to send for it cannot be read: ``job`` is this process's to end."""
 
-    def __init__(self, job: Job, reason: object) -> None:
-        super().__init__(f"job {job.id}: its request cannot be read: {reason}")
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"job {job.id}: its request cannot be read")
         self.job = job
 
 
@@ -105,8 +105,8 @@ class Store(Protocol):
     async def claim(self, upstream: str) -> Claim:
         """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
 
-        Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then.
-        Raises :class:`UnreadableCall` with a job that is claimed, and can only be failed.
+        Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then. Raises
+        :class:`UnreadableCall` for a job that cannot be sent.
         """
 
     async def release(

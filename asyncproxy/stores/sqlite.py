@@ -233,7 +233,7 @@ class SqliteStore:
             try:
                 return Claim(job, await self._read(partial(self._call_of, job.id)))
             except Unreadable as error:
-                raise UnreadableCall(job, error) from error
+                raise UnreadableCall(job) from error
             except asyncio.CancelledError:
                 self._live.release(job, attempts=job.attempts)
                 raise

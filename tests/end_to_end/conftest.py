@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-STORES = ("memory", "sqlite")
+STORES = ("memory", "sqlite", "redis")
 
 # Modules whose tests are about the process or its memory, or never touch a job, and so run once.
 ONCE = {"test_load", "test_pass_through", "test_process"}

@@ -268,12 +268,17 @@ async def test_one_clients_many_jobs_do_not_starve_anothers_one(start: Start, ga
 
 
 async def test_concurrency_is_what_is_configured(start: Start, gateway: Gateway) -> None:
-    async def slow(request: Received, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(0.005)
+    go_on = asyncio.Event()
+
+    async def gated(request: Received, writer: asyncio.StreamWriter) -> None:
+        await go_on.wait()
         await embeddings(request, writer)
 
-    gateway.behaviour = slow
+    gateway.behaviour = gated
     proxy = await start(upstream={"concurrency": 7})
-    for path in [await proxy.submit() for _ in range(40)]:
+    paths = [await proxy.submit() for _ in range(40)]
+    await gateway.until(lambda: gateway.busy == 7)
+    go_on.set()
+    for path in paths:
         await proxy.outcome(path)
     assert gateway.busiest == 7

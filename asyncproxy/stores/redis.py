@@ -1,0 +1,446 @@
+"""The store in Redis: many proxies serve as one, and none of them is missed.
+
+Each operation is one round trip, and one script where it changes anything (``scripts/``). What a node
+keeps in memory are hints: who waits here for which job, which claims are to be renewed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from hashlib import blake2b
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+from asyncproxy.errors import (
+    IdempotencyKeyReused,
+    IllegalTransition,
+    Overloaded,
+    StoreFull,
+    StoreUnavailable,
+    TooManyJobs,
+)
+from asyncproxy.fair_queue import Place
+from asyncproxy.jobs import Call, Finished, Job, JobStatus, Lane
+from asyncproxy.stores.base import Alias, Claim, Limits, Lost, UnreadableCall, Usage
+from asyncproxy.stores.crypto import Unreadable, Vault
+from asyncproxy.stores.redis_address import Address
+from asyncproxy.stores.redis_claimer import Claimed, Claimer
+from asyncproxy.stores.redis_link import Link
+from asyncproxy.stores.redis_places import Places
+from asyncproxy.stores.redis_schema import look_after, prepare_schema
+from asyncproxy.stores.redis_scripts import Scripts
+from asyncproxy.waiters import Waiters
+
+__all__ = ["RedisStore"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT_S: Final = 5.0
+
+# The fields of a job that a poll reads.
+_FIELDS: Final = ("s", "n", "a", "j", "f", "p", "e")
+
+# One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
+_MOST_CALL_BYTES: Final = 8 * 1024**2
+
+# What takes longer than a millisecond or so to seal or open is no work for the loop.
+_LARGE: Final = 256 * 1024
+
+# An upstream is nobody's when no node has served it for so many leases: a node with a newer
+# configuration may have submitted jobs for it, and be about to come back.
+_LEASES_TO_ORPHANS: Final = 4
+
+_RENEW_AT_ONCE: Final = 500
+_RECHECK_AT_ONCE: Final = 100
+
+
+class RedisStore:
+    """See :class:`~asyncproxy.stores.base.Store`.
+
+    ``keys`` and ``seal_outcomes`` are those of the :class:`Vault`. All keys in Redis begin with
+    ``{prefix}:``. ``lease_s``: the jobs of a node that is silent for so long go to the others.
+    ``clock`` gives seconds since the epoch; without one the time is that of Redis, so that the clocks
+    of the nodes do not matter. ``monotonic`` paces, ``rng`` jitters.
+    """
+
+    survives = True
+
+    def __init__(
+        self,
+        url: str,
+        limits: Limits,
+        *,
+        keys: Sequence[bytes],
+        seal_outcomes: bool,
+        prefix: str,
+        lease_s: float,
+        clock: Callable[[], float] | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._vault = Vault(keys, seal_outcomes=seal_outcomes, extra="redis")
+        self.credential_keys = self._vault.credential_keys
+        self._limits = limits
+        self._prefix = f"{{{prefix}}}:"
+        self._lease_s = lease_s
+        self._lease_ms = math.ceil(lease_s * 1000)
+        self._clock = clock
+        self._monotonic = monotonic
+        self._node = secrets.token_hex(8)
+        self._scripts = Scripts()
+        self._link = Link(
+            Address(url, connect_s=_CONNECT_S),
+            channel=f"{self._prefix}node:{self._node}".encode(),
+            prepare=self._scripts.load,
+            hear=self._hear,
+            restored=self._restored,
+            rng=rng or random.Random(),  # noqa: S311  jitter
+        )
+        self._lost: Lost = lambda _: None
+        self._claimers: dict[str, Claimer] = {}
+        self._served: set[str] = set()
+        self._held: dict[str, int] = {}  # job id → claims
+        self._unsure: dict[str, tuple[Finished, str]] = {}  # outcomes whose finish got no reply
+        self._waiters = Waiters()
+        self._places = Places(monotonic)
+        self._reconnected_at = -math.inf
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @asynccontextmanager
+    async def opened(self, lost: Lost) -> AsyncIterator[None]:
+        self._lost = lost
+        async with self._link.opened():
+            await prepare_schema(self._link, self._prefix, self._vault)
+            await look_after(self._link)
+            self._begin(self._keep_leases(), "leases")
+            try:
+                yield
+            finally:
+                for claimer in self._claimers.values():
+                    claimer.close()
+                for task in self._tasks:
+                    task.cancel()
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
+        sealed = await self._apart(self._vault.seal_call, call, call.size)
+        claimer = self._claimers.get(job.upstream)
+        # Whoever waits for a job here asks for it right behind, on the same connection. What is large
+        # goes another way: the question would be there first.
+        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        limits = self._limits
+        reply = await self._run(
+            "create", job.id, self._vault.pack_job(job), sealed, job.upstream, _lane(job.lane),
+            job.size + call.size, repr(job.created_at * 1000), limits.max_live,
+            limits.max_live_per_credential, limits.max_bytes, int(claims_next),
+            *(("", "", 0, 0) if alias is None else
+              (alias.key.hex(), alias.fingerprint.hex(), int(alias.attach), int(alias.once))),
+            size=len(sealed),
+        )  # fmt: skip
+        match reply[0]:
+            case 0:
+                self._places.note_turn(job.id, reply[1])
+                self._places.note_gone(job.upstream, reply[2])
+                return None
+            case 1:
+                return self._found(reply[1].decode(), reply[2:])
+            case 2:
+                raise IdempotencyKeyReused(
+                    "This Idempotency-Key was used with another request. "
+                    "Use a new key for a new request."
+                )
+            case 3:
+                raise TooManyJobs(
+                    f"This credential has {limits.max_live_per_credential} jobs that are not done. "
+                    "Wait for some of them.",
+                    retry_after_s=5,
+                )
+            case 4:
+                raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
+            case _:
+                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+
+    async def get(self, job_id: str) -> Job | Finished | None:
+        return self._found(job_id, await self._link.call("HMGET", self._key(job_id), *_FIELDS))
+
+    async def claim(self, upstream: str) -> Claim:
+        return await self._claimer(upstream).next()
+
+    async def release(
+        self,
+        job: Job,
+        *,
+        attempts: int,
+        delay_s: float = 0.0,
+        whole_lane: bool = False,
+        call: Call | None = None,
+    ) -> None:
+        sealed = b"" if call is None else await self._apart(self._vault.seal_call, call, call.size)
+        claimer = self._claimers.get(job.upstream)
+        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        released = await self._run(
+            "release", job.id, job.claims, attempts, math.ceil(delay_s * 1000), int(whole_lane),
+            int(claims_next), job.upstream, _lane(job.lane), self._vault.pack_job(job), sealed,
+            0 if call is None else job.size + call.size,
+            size=len(sealed),
+        )  # fmt: skip
+        self._forget(job)
+        if released and delay_s:
+            self._places.hold_back(job.lane if whole_lane else job.id, delay_s)
+
+    async def pause(self, lane: Lane, delay_s: float) -> None:
+        await self._run("pause", lane.upstream, _lane(lane), math.ceil(delay_s * 1000))
+        self._places.hold_back(lane, delay_s)
+        if (claimer := self._claimers.get(lane.upstream)) is not None:
+            claimer.poke()  # whoever waits has to know of its end
+
+    async def finish(self, job: Job, outcome: Finished) -> bool:
+        data = await self._apart(self._vault.pack_outcome, outcome, outcome.size)
+        lifetime_ms = math.ceil((outcome.expires_at - (self._clock or time.time)()) * 1000)
+        # A finish whose reply was lost may have been recorded. Its repetition has the same token, and
+        # is told so; the finish of another has not.
+        sent, token = self._unsure.get(job.id, (None, ""))
+        if sent is not outcome:
+            token = secrets.token_hex(8)
+        self._unsure[job.id] = (outcome, token)
+        recorded = await self._run(
+            "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms, size=len(data)
+        )
+        del self._unsure[job.id]
+        if recorded < 0:
+            raise IllegalTransition(f"job {job.id} is {JobStatus.PENDING.value}")
+        self._forget(job)
+        if recorded:
+            self._waiters.wake(job.id, outcome)
+        return bool(recorded)
+
+    async def delete(self, job_id: str) -> bool:
+        deleted = await self._run("delete", job_id)
+        self._held.pop(job_id, None)
+        if deleted:
+            self._waiters.wake(job_id, None)
+        return bool(deleted)
+
+    async def claim_overdue(self, created_before: float) -> list[Job]:
+        rows = await self._run("overdue", self._lease_ms, repr(created_before * 1000))
+        return [self._take(*row) for row in rows]
+
+    async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
+        patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
+        rows = await self._run("orphans", self._lease_ms, patience_ms, *upstreams)
+        return [self._take(*row) for row in rows]
+
+    async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
+        # Here first, then in Redis: the message may come before the reply is looked at.
+        with self._waiters.waiting(job_id) as woken:
+            found = self._found(job_id, await self._run("wait", job_id))
+            if not isinstance(found, Job):
+                return found
+            try:
+                async with asyncio.timeout(timeout_s):
+                    return await woken
+            except TimeoutError:
+                pass
+        return await self.get(job_id)
+
+    def release_waiters(self) -> None:
+        self._waiters.release()
+
+    async def retire(self, outcome: Finished, within_s: float) -> None:
+        await self._run("retire", outcome.id, math.ceil(within_s * 1000))
+
+    def place(self, job: Job) -> Place | None:
+        return self._places.of(job)
+
+    async def usage(self) -> Usage:
+        return Usage(*await self._run("usage"))
+
+    async def check(self) -> None:
+        await self._link.call("PING")
+
+    async def tick(self) -> None:
+        upstreams = list(self._claimers)
+        gone = await self._run("tick", int(self._may_take_over()), *upstreams)
+        for upstream, count in zip(upstreams, gone, strict=True):
+            self._places.note_gone(upstream, count)
+        self._places.tidy()
+        for claimer in self._claimers.values():
+            claimer.poke()
+
+    async def renew(self) -> None:
+        """Renew the leases of all jobs that are claimed here, and hear which are lost."""
+        held = list(self._held.items())
+        upstreams = list(self._claimers)
+        for start in range(0, len(held) or 1, _RENEW_AT_ONCE):
+            pairs = [part for pair in held[start : start + _RENEW_AT_ONCE] for part in pair]
+            lost = await self._run("renew", self._lease_ms, len(upstreams), *upstreams, *pairs)
+            for name in lost:
+                job_id = name.decode()
+                if self._held.get(job_id) == dict(held)[job_id]:  # and not claimed again meanwhile
+                    self._lose(job_id)
+
+    def _key(self, job_id: str) -> str:
+        return f"{self._prefix}job:{job_id}"
+
+    async def _run(self, script: str, *args: bytes | str | int, size: int = 0) -> Any:
+        time_ms = "" if self._clock is None else round(self._clock() * 1000)
+        return await self._scripts.run(
+            self._link.call, script, self._prefix, time_ms, self._node, *args, size=size
+        )
+
+    def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Finished | None:
+        """A job from its fields in Redis."""
+        state, claims, attempts, record, outcome, turn, expiry = fields
+        if state is None:
+            return None
+        try:
+            if state == b"2":
+                if self._clock is not None and int(expiry) <= self._clock() * 1000:
+                    return None
+                return self._vault.unpack_outcome(outcome)
+            job = self._vault.unpack_job(record)
+        except Unreadable as error:
+            unavailable = StoreUnavailable("The job cannot be read just now. Try again later.")
+            unavailable.detail = f"job {job_id}: {error}"
+            raise unavailable from None
+        if state == b"0":
+            self._places.note_turn(job_id, int(turn))
+        return _as_it_is(
+            job, JobStatus.PENDING if state == b"0" else JobStatus.PROCESSING, claims, attempts
+        )
+
+    def _take(self, record: bytes, claims: int, attempts: bytes) -> Job:
+        """A job that was claimed for this node, to be renewed from now on."""
+        job = _as_it_is(self._vault.unpack_job(record), JobStatus.PROCESSING, claims, attempts)
+        self._held[job.id] = job.claims
+        return job
+
+    def _forget(self, job: Job) -> None:
+        if self._held.get(job.id) == job.claims:
+            del self._held[job.id]
+
+    def _lose(self, job_id: str) -> None:
+        self._held.pop(job_id, None)
+        self._lost(job_id)
+
+    def _claimer(self, upstream: str) -> Claimer:
+        claimer = self._claimers.get(upstream)
+        if claimer is None:
+            claimer = Claimer(
+                lambda count: self._ask(upstream, count),
+                lambda job: self._begin(self._give_back(job), "give back"),
+            )
+            self._claimers[upstream] = claimer
+            self._begin(claimer.run(), f"claims {upstream}")
+        return claimer
+
+    async def _ask(self, upstream: str, count: int) -> Claimed:
+        due_ms, gone, more, *rows = await self._run(
+            "claim", self._lease_ms, upstream, count, self._limits.max_bytes, _MOST_CALL_BYTES,
+            int(self._may_take_over()), int(upstream not in self._served),
+        )  # fmt: skip
+        self._served.add(upstream)
+        self._places.note_gone(upstream, gone)
+        jobs: list[Claim | UnreadableCall] = []
+        for record, sealed, claims, attempts in rows:
+            job = self._take(record, claims, attempts)
+            try:
+                jobs.append(Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed))))
+            except Unreadable:
+                jobs.append(UnreadableCall(job))
+        return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
+
+    async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
+        """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
+        job = claimed.job
+        try:
+            await self.release(job, attempts=job.attempts)
+        except (StoreUnavailable, StoreFull) as error:
+            self._forget(job)
+            logger.debug("job %s cannot be given back: %s", job.id, error.detail or error)
+
+    def _hear(self, message: bytes) -> None:
+        """What another node says: w upstream, f job, d job, l job."""
+        what, name = message[:1], message[1:].decode()
+        if what == b"w":
+            claimer = self._claimers.get(name)
+            if claimer is None or not claimer.poke():
+                self._begin(self._quietly(self._run("wake", name)), "pass on")
+        elif what == b"f":
+            self._begin(self._quietly(self._recheck(name)), "wake")
+        elif what == b"d":
+            self._waiters.wake(name, None)
+        elif what == b"l":
+            self._lose(name)
+
+    async def _recheck(self, job_id: str) -> None:
+        """Look at a job for those who wait for it here, and say again that they do if it is alive."""
+        if job_id in self._waiters:
+            found = self._found(job_id, await self._run("wait", job_id))
+            if not isinstance(found, Job):
+                self._waiters.wake(job_id, found)
+
+    def _restored(self) -> None:
+        """Redis is back: whatever was said meanwhile was not heard."""
+        # While it was away no lease was renewed, and those of the others lapse with ours. They get the
+        # time of a lease to say that they live, or else every call under way would be made again.
+        self._reconnected_at = self._monotonic()
+        self._begin(self._quietly(self.renew()), "renew")
+        for claimer in self._claimers.values():
+            claimer.poke()
+        self._begin(self._recheck_all(), "recheck")
+
+    async def _recheck_all(self) -> None:
+        waited = list(self._waiters)
+        for start in range(0, len(waited), _RECHECK_AT_ONCE):
+            some = waited[start : start + _RECHECK_AT_ONCE]
+            await asyncio.gather(*(self._quietly(self._recheck(job_id)) for job_id in some))
+
+    def _may_take_over(self) -> bool:
+        return self._monotonic() - self._reconnected_at >= self._lease_s
+
+    async def _keep_leases(self) -> None:
+        while True:
+            await asyncio.sleep(self._lease_s / 3)
+            await self._quietly(self.renew())
+
+    async def _quietly(self, step: Coroutine[Any, Any, object]) -> None:
+        """Take a step that is made up for later if it fails."""
+        try:
+            await step
+        except StoreUnavailable as error:
+            logger.debug("%s", error.detail or error)  # the link has said so
+        except Exception:
+            logger.exception("an error inside the proxy, beside its jobs")
+
+    def _begin(self, step: Coroutine[Any, Any, object], name: str) -> None:
+        task = asyncio.create_task(step, name=f"asyncproxy-redis-{name}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @staticmethod
+    async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
+        return await asyncio.to_thread(work, subject) if size > _LARGE else work(subject)
+
+
+def _as_it_is(job: Job, status: JobStatus, claims: bytes | int, attempts: bytes | int) -> Job:
+    return msgspec.structs.replace(job, status=status, claims=int(claims), attempts=int(attempts))
+
+
+def _lane(lane: Lane) -> str:
+    """A lane as a name: its credential, then all of it in 16 bytes, for a model may be a long text."""
+    digest = blake2b(digest_size=16)
+    for part in (lane.upstream.encode(), lane.model.encode()):
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return f"{lane.credential.hex()}/{digest.hexdigest()}"

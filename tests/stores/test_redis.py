@@ -1,0 +1,646 @@
+"""What only a store has that many processes share: leases, nodes that are told, a Redis that goes away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import pytest
+from redis.asyncio import Redis
+
+from asyncproxy.errors import IllegalTransition, StartupError, StoreFull, StoreUnavailable
+from asyncproxy.jobs import Call, Finished, Job, JobStatus
+from asyncproxy.stores import redis as redis_module
+from asyncproxy.stores import redis_link
+from asyncproxy.stores.base import Alias, Claim, Limits, UnreadableCall
+from asyncproxy.stores.redis import RedisStore
+from tests import redis_server
+from tests.redis_server import RedisServer
+from tests.stores.test_contract import CALL, LIMITS, UPSTREAM, Clock, call, completed, job, large
+
+LEASE_S = 15.0
+
+
+class Lab:
+    """Nodes on one Redis, which have a clock in common, and what they were told to be lost."""
+
+    def __init__(self, server: RedisServer, stack: AsyncExitStack) -> None:
+        self.server = server
+        self.stack = stack
+        self.clock = Clock()
+        self.prefix = secrets.token_hex(8)
+        self.lost: list[str] = []
+        self.redis: Redis = Redis(port=server.port)
+
+    async def node(self, limits: Limits = LIMITS, **options: Any) -> RedisStore:
+        """Another node. ``clock=None``: with the time of Redis."""
+        known = {
+            "keys": [b"k" * 32],
+            "seal_outcomes": False,
+            "prefix": self.prefix,
+            "lease_s": LEASE_S,
+            "clock": self.clock,
+            "monotonic": self.clock,
+        }
+        store = RedisStore(self.server.url, limits, **{**known, **options})
+        await self.stack.enter_async_context(store.opened(self.lost.append))
+        return store
+
+    def key(self, rest: str) -> str:
+        return f"{{{self.prefix}}}:{rest}"
+
+    async def submit(self, store: RedisStore, *names: str, credential: bytes = b"alice") -> None:
+        for name in names:
+            await store.create(job(name, clock=self.clock, credential=credential), CALL)
+
+    async def finish(self, store: RedisStore, claim: Claim, body: bytes = b'{"ok":1}') -> bool:
+        return await store.finish(claim.job, completed(claim.job, self.clock, body))
+
+
+async def lab_on(server: RedisServer) -> AsyncIterator[Lab]:
+    async with AsyncExitStack() as stack:
+        lab = Lab(server, stack)
+        stack.push_async_callback(lab.redis.aclose)
+        yield lab
+
+
+@pytest.fixture
+async def lab() -> AsyncIterator[Lab]:
+    async for lab in lab_on(redis_server.shared()):
+        yield lab
+
+
+@pytest.fixture
+async def own_lab() -> AsyncIterator[Lab]:
+    """One whose Redis writes everything to disk, and that a test may kill."""
+    server = RedisServer(appendonly="yes", appendfsync="always")
+    try:
+        async for lab in lab_on(server):
+            yield lab
+    finally:
+        server.close()
+
+
+async def until(true: Callable[[], Awaitable[bool]]) -> None:
+    async with asyncio.timeout(20):
+        while not await true():
+            await asyncio.sleep(0.005)
+
+
+async def back(store: RedisStore) -> None:
+    """Wait until a store is within reach again."""
+
+    async def answers() -> bool:
+        try:
+            await store.check()
+        except StoreUnavailable:
+            return False
+        return True
+
+    await until(answers)
+
+
+async def claims(store: RedisStore) -> Claim:
+    async with asyncio.timeout(20):
+        return await store.claim(UPSTREAM)
+
+
+async def finds_nothing(store: RedisStore) -> None:
+    claim = asyncio.ensure_future(store.claim(UPSTREAM))
+    for _ in range(3):
+        await store.usage()
+        await asyncio.sleep(0)
+    assert not claim.done()
+    claim.cancel()
+    await asyncio.gather(claim, return_exceptions=True)
+
+
+async def test_nodes_never_claim_the_same_job(lab: Lab) -> None:
+    nodes = [await lab.node() for _ in range(3)]
+    taken = asyncio.gather(*(claims(node) for node in nodes for _ in range(20)))
+    names = [str(number) for number in range(60)]
+    await asyncio.gather(*(lab.submit(nodes[number % 3], name) for number, name in enumerate(names)))
+    assert sorted(claim.job.id for claim in await taken) == sorted(names)
+
+
+async def test_credentials_take_turns_across_nodes(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, *(f"many{number}" for number in range(10)), credential=b"many")
+    await lab.submit(b, "one", credential=b"one")
+    order = [(await claims(node)).job.id for node in (a, b, a)]
+    assert "one" in order[:2]
+
+
+async def test_a_node_without_work_hears_of_a_job_from_another(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    waiting = asyncio.ensure_future(claims(b))
+    await b.usage()
+    await lab.submit(a, "a")
+    assert (await waiting).job.id == "a"
+
+
+async def test_a_turn_that_a_node_has_no_use_for_is_passed_on(lab: Lab) -> None:
+    a, b, c = await lab.node(), await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await finds_nothing(b)
+    waiting = asyncio.ensure_future(claims(c))
+    await c.usage()
+    await lab.submit(a, "a")
+    assert (await waiting).job.id == "a"
+
+
+async def test_a_node_that_is_gone_takes_no_turn(lab: Lab) -> None:
+    a, c = await lab.node(), await lab.node()
+    async with AsyncExitStack() as stack:
+        b = RedisStore(
+            lab.server.url, LIMITS, keys=[b"k" * 32], seal_outcomes=False, prefix=lab.prefix, lease_s=1
+        )
+        await stack.enter_async_context(b.opened(lab.lost.append))
+        await finds_nothing(b)
+    waiting = asyncio.ensure_future(claims(c))
+    await c.usage()
+    await lab.submit(a, "a")
+    assert (await waiting).job.id == "a"
+
+
+async def test_a_waiter_hears_of_a_finish_on_another_node(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(b, "a")
+    waiting = asyncio.ensure_future(b.wait("a", 60))
+    await b.usage()
+    claim = await claims(a)
+    outcome = completed(claim.job, lab.clock)
+    assert await a.finish(claim.job, outcome)
+    async with asyncio.timeout(20):
+        assert await waiting == outcome
+
+
+async def test_a_waiter_hears_of_a_delete_on_another_node(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a")
+    waiting = asyncio.ensure_future(b.wait("a", 60))
+    await b.usage()
+    assert await a.delete("a")
+    async with asyncio.timeout(20):
+        assert await waiting is None
+
+
+async def test_a_delete_reaches_the_node_that_sends_the_job(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    assert await b.delete("a")
+
+    async def told() -> bool:
+        return lab.lost == ["a"]
+
+    await until(told)
+    assert not await lab.finish(a, claim)
+
+
+async def test_a_silent_node_loses_its_jobs_to_another(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a", "b")
+    first = await claims(a)
+    lab.clock.now += LEASE_S - 0.001
+    await b.tick()
+    found = await b.get("a")
+    assert isinstance(found, Job)
+    assert found.status is JobStatus.PROCESSING
+    lab.clock.now += 0.001
+    second = await claims(b)
+    assert (second.job.id, second.job.claims, second.job.attempts) == ("a", 2, 0), "at its old place"
+    # The one that slept wakes up.
+    await a.renew()
+    assert lab.lost == ["a"]
+    assert not await lab.finish(a, first, b"1")
+    await a.release(first.job, attempts=7)
+    assert await a.get("a") == second.job
+    assert await lab.finish(b, second, b"2")
+
+
+async def test_a_renewed_lease_goes_on(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    for _ in range(10):
+        lab.clock.now += LEASE_S / 3
+        await a.renew()
+        await b.tick()
+    await finds_nothing(b)
+    assert lab.lost == []
+    assert await lab.finish(a, claim)
+
+
+async def test_a_lease_that_ran_out_counts_until_another_claims(lab: Lab) -> None:
+    """A call is not thrown away, and not made again, because Redis was away for longer than a lease."""
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a", "b")
+    first, second = await claims(a), await claims(a)
+    lab.clock.now += LEASE_S
+    await b.tick()
+    found = await b.get("a")
+    assert isinstance(found, Job)
+    assert found.status is JobStatus.PENDING
+    assert await lab.finish(a, first)
+    await a.renew()
+    await finds_nothing(b)
+    assert await lab.finish(a, second)
+    assert (await b.usage()).live == 0
+
+
+async def test_a_released_claim_does_not_count(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    await a.release(claim.job, attempts=1)
+    with pytest.raises(IllegalTransition):
+        await lab.finish(a, claim)
+    await a.release(claim.job, attempts=5)
+    assert (await claims(a)).job.attempts == 1
+
+
+async def test_a_pause_holds_on_all_nodes(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a", "b")
+    claim = await claims(a)
+    await a.release(claim.job, attempts=0, delay_s=10, whole_lane=True)
+    await finds_nothing(b)
+    assert (place := a.place(claim.job)) is not None
+    assert place.not_before == lab.clock.now + 10
+    lab.clock.now += 10
+    assert [(await claims(b)).job.id, (await claims(a)).job.id] == ["a", "b"]
+
+
+async def test_a_pause_costs_the_same_for_any_number_of_jobs(lab: Lab) -> None:
+    a = await lab.node()
+
+    async def steps(jobs: int, model: str) -> int:
+        waiting = [job(f"{model}{number}", clock=lab.clock, model=model) for number in range(jobs)]
+        await asyncio.gather(*(a.create(one, CALL) for one in waiting))
+        before = await commands(lab.redis)
+        await a.pause(waiting[0].lane, 10)
+        return await commands(lab.redis) - before
+
+    assert await steps(1, "m") == await steps(500, "n")
+
+
+async def commands(redis: Redis) -> int:
+    """How many commands Redis has run, those in scripts too."""
+    stats: dict[str, Any] = await redis.info("commandstats")
+    return sum(
+        one["calls"] for name, one in stats.items() if name not in ("cmdstat_info", "cmdstat_hello")
+    )
+
+
+async def test_submit_poll_and_finish_are_one_round_trip_each(lab: Lab) -> None:
+    a = await lab.node()
+    sent: list[str] = []
+    inner = a._link.call
+
+    async def counting(*args: Any, **kwargs: Any) -> Any:
+        sent.append(args[0])
+        return await inner(*args, **kwargs)
+
+    a._link.call = counting  # type: ignore[method-assign]
+    await lab.submit(a, "a")
+    assert sent == ["EVALSHA"]
+    await a.get("a")
+    assert sent == ["EVALSHA", "HMGET"]
+    claim = await claims(a)
+    assert sent == ["EVALSHA", "HMGET", "EVALSHA"]
+    await lab.finish(a, claim)
+    assert sent == ["EVALSHA", "HMGET", "EVALSHA", "EVALSHA"]
+
+
+async def test_many_claims_are_one_question(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.submit(a, *"abcde")
+    asked: list[int] = []
+    inner = a._ask
+
+    async def counting(upstream: str, count: int) -> Any:
+        asked.append(count)
+        return await inner(upstream, count)
+
+    a._ask = counting  # type: ignore[method-assign]
+    taken = await asyncio.gather(*(claims(a) for _ in range(5)))
+    assert [claim.job.id for claim in taken] == list("abcde")
+    assert asked == [5]
+
+
+async def test_one_answer_holds_only_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_module, "_MOST_CALL_BYTES", 1)
+    a = await lab.node()
+    await lab.submit(a, *"abc")
+    taken = await asyncio.gather(*(claims(a) for _ in range(3)))
+    assert {claim.job.id for claim in taken} == set("abc")
+
+
+async def test_a_large_request_goes_its_way(lab: Lab) -> None:
+    limits = Limits(10, 10, 100 * 1024**2)
+    a, b = await lab.node(limits), await lab.node(limits)
+    waiting = asyncio.ensure_future(claims(b))
+    sent = call(large(3 * 1024**2))
+    await a.create(job("a", clock=lab.clock), sent)
+    claim = await waiting
+    assert claim.call == sent
+    outcome = completed(claim.job, lab.clock, large(4 * 1024**2))
+    assert await b.finish(claim.job, outcome)
+    assert await a.get("a") == outcome
+
+
+async def test_a_finish_whose_reply_was_lost_is_recorded_once(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    outcome = completed(claim.job, lab.clock)
+    inner = a._link.call
+
+    async def losing(*args: Any, **kwargs: Any) -> Any:
+        await inner(*args, **kwargs)
+        raise StoreUnavailable("the reply was lost")
+
+    a._link.call = losing  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await a.finish(claim.job, outcome)
+    a._link.call = inner  # type: ignore[method-assign]
+    assert await a.finish(claim.job, outcome), "it was this one"
+    assert not await a.finish(claim.job, completed(claim.job, lab.clock, b"2"))
+    assert await a.usage() == (0, 1, outcome.size)
+
+
+async def test_a_result_expires_by_itself_and_with_its_name(lab: Lab) -> None:
+    a = await lab.node(clock=None)
+    alias = Alias(b"name", b"")
+    assert await a.create(job("a", clock=lab.clock), CALL, alias) is None
+    assert await lab.redis.pttl(lab.key("job:a")) == -1, "a live job does not expire"
+    claim = await claims(a)
+    outcome = msgspec.structs.replace(completed(claim.job, lab.clock), expires_at=2**40)
+    assert await a.finish(claim.job, outcome)
+    lifetime = await lab.redis.pttl(lab.key("job:a"))
+    assert lifetime > 10**12
+    assert await lab.redis.pttl(lab.key("alias:" + b"name".hex())) > 10**12
+    # As if its time had come, at once for Redis.
+    await lab.redis.pexpire(lab.key("job:a"), 0)
+    assert await a.get("a") is None
+    assert await a.create(job("b", clock=lab.clock), CALL, alias) is None, "the name is free"
+
+
+async def test_a_result_whose_time_is_over_is_gone_at_once(lab: Lab) -> None:
+    a = await lab.node(clock=None)
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    assert await lab.finish(a, claim), "by the clock of the lab, it expired years ago"
+
+    async def gone() -> bool:
+        return await a.get("a") is None and await a.usage() == (0, 0, 0)
+
+    await until(gone)
+
+
+async def test_nothing_stays_when_all_is_gone(lab: Lab) -> None:
+    """No table grows with what clients invent."""
+    a = await lab.node()
+    for number in range(5):
+        one = job(str(number), clock=lab.clock, credential=b"%d" % number, model=f"m{number}")
+        await a.create(one, CALL, Alias(b"%d" % number, b"f"))
+    for step in range(5):
+        claim = await claims(a)
+        if step == 0:
+            await a.release(claim.job, attempts=1, delay_s=5)
+        elif step == 1:
+            await a.release(claim.job, attempts=1, delay_s=5, whole_lane=True)
+        else:
+            await lab.finish(a, claim)
+    for number in range(5):
+        assert await a.delete(str(number))
+    lab.clock.now += 100
+    await finds_nothing(a)
+    left = {key.decode().removeprefix(lab.key("")) async for key in lab.redis.scan_iter(lab.key("*"))}
+    assert left == {"meta", "totals", "served", f"idle:{UPSTREAM}"}
+
+
+async def test_a_request_that_cannot_be_read_is_its_claimers_to_end(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.submit(a, "a", "b")
+    await lab.redis.hset(lab.key("job:a"), "c", "damaged")
+    with pytest.raises(UnreadableCall) as caught:
+        await claims(a)
+    assert (await claims(a)).job.id == "b"
+    assert await lab.finish(a, Claim(caught.value.job, CALL))
+
+
+async def test_an_upstream_is_nobodys_after_some_leases_only(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await lab.submit(a, "a")
+    assert await b.claim_orphans({"another"}) == []
+    lab.clock.now += 3 * LEASE_S
+    await a.renew()
+    lab.clock.now += 3 * LEASE_S
+    assert await b.claim_orphans({"another"}) == []
+    lab.clock.now += 3 * LEASE_S
+    assert [orphan.id for orphan in await b.claim_orphans({"another"})] == ["a"]
+
+
+async def test_orphans_that_are_held_back_are_found_too(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.submit(a, "a", "b")
+    await a.release((await claims(a)).job, attempts=1, delay_s=10_000)
+    await a.pause(job("b", clock=lab.clock).lane, 10_000)
+    lab.clock.now += 1000
+    assert {orphan.id for orphan in await a.claim_orphans({"another"})} == {"a", "b"}
+    assert await a.claim_orphans({"another"}) == []
+
+
+async def test_a_server_that_forgot_the_scripts_is_told_again(lab: Lab) -> None:
+    a = await lab.node()
+    await lab.redis.script_flush()
+    await lab.submit(a, "a")
+    assert (await claims(a)).job.id == "a"
+
+
+async def test_cut_connections_fail_what_is_under_way_and_come_back(
+    lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    a, b = await lab.node(), await lab.node()
+    claiming = asyncio.ensure_future(claims(a))
+    await a.usage()
+    answers = [asyncio.ensure_future(a.usage()) for _ in range(100)]
+    await asyncio.sleep(0)
+    a._link._lines.small._connection._writer.transport.abort()  # type: ignore[union-attr]
+    results = await asyncio.gather(*answers, return_exceptions=True)
+    assert any(isinstance(result, StoreUnavailable) for result in results)
+    assert all(isinstance(result, tuple | StoreUnavailable) for result in results)
+    await back(a)
+    await lab.submit(b, "a")
+    assert (await claiming).job.id == "a"
+    said = [record.levelname for record in caplog.records if record.name == redis_link.__name__]
+    assert said == ["WARNING", "INFO"]
+
+
+async def test_a_waiter_hears_what_was_said_while_its_node_was_cut_off(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a")
+    waiting = asyncio.ensure_future(a.wait("a", 60))
+    await a.usage()
+    claim = await claims(b)
+    a._link._lines._ear._writer.transport.abort()  # type: ignore[union-attr]
+    assert await lab.finish(b, claim)
+    async with asyncio.timeout(20):
+        assert isinstance(await waiting, Finished)
+
+
+async def test_a_silent_redis_is_out_of_reach(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_link, "_TIMEOUT_S", 0.05)
+    server = RedisServer()
+    try:
+        async for own in lab_on(server):
+            a = await own.node()
+            server.freeze()
+            with pytest.raises(StoreUnavailable) as caught:
+                await a.usage()
+            assert "no reply" in caught.value.detail
+            assert dict(caught.value.headers)["Retry-After"]
+            server.thaw()
+            await back(a)
+    finally:
+        server.close()
+
+
+async def test_redis_dies_and_comes_back_with_all_that_was_accepted(own_lab: Lab) -> None:
+    lab = own_lab
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "waits", "runs")
+    done = await claims(a)
+    assert await lab.finish(a, done)
+    running = await claims(a)
+    waiting = asyncio.ensure_future(b.wait("runs", 60))
+    await b.usage()
+    lab.server.kill()
+    with pytest.raises(StoreUnavailable):
+        await a.usage()
+    with pytest.raises(StoreUnavailable):
+        await a.create(job("refused", clock=lab.clock), CALL)
+    with pytest.raises(StoreUnavailable):
+        await lab.finish(a, running)
+    claiming = asyncio.ensure_future(claims(b))  # it does not raise, it waits
+    lab.server.start()
+    await back(a)
+    await back(b)
+    assert isinstance(await b.get(done.job.id), Finished)
+    assert await b.get("refused") is None
+    assert await lab.finish(a, running)
+    async with asyncio.timeout(20):
+        assert isinstance(await waiting, Finished)
+    await lab.submit(a, "later")
+    assert (await claiming).job.id == "later"
+
+
+async def test_a_node_takes_nothing_over_right_after_redis_came_back(own_lab: Lab) -> None:
+    """All leases lapsed with it: the others get the time to say that they live."""
+    lab = own_lab
+    a, b = await lab.node(), await lab.node()
+    await lab.submit(a, "a")
+    claim = await claims(a)
+    lab.server.kill()
+    lab.clock.now += 2 * LEASE_S
+    a._held.clear()  # it has no chance to renew before the other one looks
+    lab.server.start()
+    await back(a)
+    await back(b)
+    await b.tick()
+    await finds_nothing(b)
+    assert await lab.finish(a, claim)
+
+
+async def test_out_of_memory_is_full_and_what_is_there_goes_on(own_lab: Lab) -> None:
+    lab = own_lab
+    a = await lab.node()
+    await lab.submit(a, "a", "b")
+    await lab.redis.config_set("maxmemory", 1)
+    with pytest.raises(StoreFull):
+        await lab.submit(a, "refused")
+    claim = await claims(a)
+    assert await lab.finish(a, claim)
+    assert isinstance(await a.get("a"), Finished)
+    await a.release((await claims(a)).job, attempts=1)
+    assert await a.delete("a")
+    await lab.redis.config_set("maxmemory", 0)
+    await lab.submit(a, "accepted")
+    assert (await a.usage()).live == 2
+
+
+async def test_neither_credential_nor_text_is_on_the_disk_of_redis(own_lab: Lab) -> None:
+    lab = own_lab
+    a = await lab.node(seal_outcomes=True)
+    secret = Call(
+        "embeddings", "/v1/embeddings", (("Authorization", "Bearer sk-credential"),), b"the input text"
+    )
+    for name in "ab":
+        await a.create(job(name, clock=lab.clock), secret)
+    claim = await claims(a)
+    await a.finish(claim.job, completed(claim.job, lab.clock, b'"the output text"'))
+    await lab.redis.save()
+    written = b"".join(path.read_bytes() for path in lab.server.folder.rglob("*") if path.is_file())
+    assert lab.prefix.encode() in written
+    for text in (b"sk-credential", b"input text", b"output text"):
+        assert text not in written
+
+
+async def test_another_key_is_refused(lab: Lab) -> None:
+    await lab.node(keys=[b"a" * 32])
+    with pytest.raises(StartupError, match=r"store\.encryption_key"):
+        await lab.node(keys=[b"b" * 32])
+
+
+async def test_keys_can_be_rotated(lab: Lab) -> None:
+    old, new = b"o" * 32, b"n" * 32
+    first = await lab.node(keys=[old])
+    await lab.submit(first, "a")
+    second = await lab.node(keys=[new, old])
+    claim = await claims(second)
+    assert claim.call == CALL
+    assert await lab.finish(second, claim)
+    third = await lab.node(keys=[new])
+    assert isinstance(await third.get("a"), Finished)
+
+
+@pytest.mark.parametrize("schema", ["2", "x"])
+async def test_a_newer_schema_is_refused_and_left_alone(lab: Lab, schema: str) -> None:
+    await lab.redis.hset(lab.key("meta"), "schema", schema)
+    with pytest.raises(StartupError, match="schema"):
+        await lab.node()
+    assert await lab.redis.hget(lab.key("meta"), "schema") == schema.encode()
+
+
+async def test_no_redis_is_one_clear_line_without_the_password(lab: Lab) -> None:
+    url = f"redis://user:hidden@127.0.0.1:{redis_server.free_port()}/0"
+    store = RedisStore(
+        url, LIMITS, keys=[b"k" * 32], seal_outcomes=False, prefix=lab.prefix, lease_s=LEASE_S
+    )
+    with pytest.raises(StartupError) as caught:
+        async with store.opened(lab.lost.append):
+            raise AssertionError("it cannot be opened")
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_redis_that_loses_jobs_by_its_configuration_is_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    server = RedisServer(maxmemory="1gb", **{"maxmemory-policy": "allkeys-lru"})
+    try:
+        async for lab in lab_on(server):
+            await lab.node()
+    finally:
+        server.close()
+    assert "allkeys-lru" in caplog.text
+    assert "appendonly" in caplog.text
