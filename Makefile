@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 NODE_CLIENTS := .clients
 
-.PHONY: demo test lint format schema bench clients clean
+.PHONY: demo test lint format schema bench chaos clients clean
 
 demo: $(VENV)/.demo
 	$(BIN)/asyncproxy demo $(ARGS)
@@ -29,6 +29,10 @@ schema: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# Proxies and stores are killed at random moments; says what was lost. ARGS='--kills 200' goes on for longer.
+chaos: $(VENV)/.dev
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 # Every kind of client through nginx, from a slow upstream, and what the pages in docs/clients/ tell them to do.
 clients: $(VENV)/.dev $(CLIENTS)/.ready $(NODE_CLIENTS)/.ready

@@ -1,0 +1,23 @@
+"""A minute of chaos: what was accepted ends once, by the gateway's own answer, whatever is killed meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.books import Books
+from tests.chaos.experiment import run_redis, run_sqlite
+
+RUNS = {"sqlite": run_sqlite, "redis": run_redis}
+
+
+@pytest.mark.parametrize("store", RUNS)
+async def test_nothing_is_lost(tmp_path: Path, store: str) -> None:
+    run: Callable[..., Awaitable[Books]] = RUNS[store]
+    books = await run(tmp_path, kills=10, clients=16)
+    assert books.problems() == [], books.report()
+    assert len(books.accepted) > 100
+    assert books.ended["completed"] > books.ended["failed"] > 0
+    assert books.events["proxies killed"] == 10
