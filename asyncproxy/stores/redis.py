@@ -100,6 +100,7 @@ class RedisStore:
         self._scripts = Scripts()
         self._link = Link(
             Address(url, connect_s=_CONNECT_S),
+            key=self._prefix,
             channel=f"{self._prefix}node:{self._node}".encode(),
             prepare=self._scripts.load,
             hear=self._hear,
