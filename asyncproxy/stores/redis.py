@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECT_S: Final = 5.0
+_CLOSE_S: Final = 2.0
 
 # The fields of a job that a poll reads.
 _FIELDS: Final = ("s", "n", "a", "j", "f", "p", "e")
@@ -100,6 +101,7 @@ class RedisStore:
         self._scripts = Scripts()
         self._link = Link(
             Address(url, connect_s=_CONNECT_S),
+            key=self._prefix,
             channel=f"{self._prefix}node:{self._node}".encode(),
             prepare=self._scripts.load,
             hear=self._hear,
@@ -114,6 +116,7 @@ class RedisStore:
         self._waiters = Waiters()
         self._places = Places(monotonic)
         self._reconnected_at = -math.inf
+        self._loops: list[asyncio.Task[Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
@@ -122,15 +125,19 @@ class RedisStore:
         async with self._link.opened():
             await prepare_schema(self._link, self._prefix, self._vault)
             await look_after(self._link)
-            self._begin(self._keep_leases(), "leases")
+            loops = self._loops
+            loops.append(asyncio.create_task(self._keep_leases(), name="asyncproxy-redis-leases"))
             try:
                 yield
             finally:
-                for claimer in self._claimers.values():
-                    claimer.close()
-                for task in self._tasks:
+                try:
+                    async with asyncio.timeout(_CLOSE_S):
+                        await self._leave()
+                except TimeoutError:
+                    logger.warning("jobs claimed last cannot be given back now: their leases run out")
+                for task in [*loops, *self._tasks]:
                     task.cancel()
-                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
         sealed = await self._apart(self._vault.seal_call, call, call.size)
@@ -289,6 +296,12 @@ class RedisStore:
                 if self._held.get(job_id) == dict(held)[job_id]:  # and not claimed again meanwhile
                     self._lose(job_id)
 
+    async def _leave(self) -> None:
+        """Let the questions under way end, and give back what they bring."""
+        for claimer in self._claimers.values():
+            await claimer.close()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
     def _key(self, job_id: str) -> str:
         return f"{self._prefix}job:{job_id}"
 
@@ -338,10 +351,12 @@ class RedisStore:
         if claimer is None:
             claimer = Claimer(
                 lambda count: self._ask(upstream, count),
-                lambda job: self._begin(self._give_back(job), "give back"),
+                lambda job: self._begin(self._give_back(job), "give-back"),
             )
             self._claimers[upstream] = claimer
-            self._begin(claimer.run(), f"claims {upstream}")
+            self._loops.append(
+                asyncio.create_task(claimer.run(), name=f"asyncproxy-redis-claims-{upstream}")
+            )
         return claimer
 
     async def _ask(self, upstream: str, count: int) -> Claimed:
@@ -375,7 +390,7 @@ class RedisStore:
         if what == b"w":
             claimer = self._claimers.get(name)
             if claimer is None or not claimer.poke():
-                self._begin(self._quietly(self._run("wake", name)), "pass on")
+                self._begin(self._quietly(self._run("wake", name)), "pass-on")
         elif what == b"f":
             self._begin(self._quietly(self._recheck(name)), "wake")
         elif what == b"d":

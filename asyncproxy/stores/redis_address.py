@@ -10,7 +10,7 @@ from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError
+from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError
 
 from asyncproxy.errors import StartupError
 
@@ -51,20 +51,29 @@ class Address:
         host, port = self._options.get("host", "localhost"), self._options.get("port", 6379)
         return f"redis://{host}:{port}/{self._options.get('db', 0)}"
 
-    async def connect(self, count: int) -> list[Connection]:
-        """So many connections to the same server, with their handshake done.
+    async def connect(self, count: int, key: str) -> list[Connection]:
+        """So many connections to the server that has a key, with their handshake done.
 
-        Raises what redis-py does, and then leaves none open.
+        In a cluster that is the master of its slot, whichever node the URL names. Raises what redis-py
+        does, and then leaves none open.
         """
         options = self._options
         if self._sentinels:
             host, port = await self._master()
             options = options | {"host": host, "port": port}
+        try:
+            return await self._connect(options, count, key)
+        except MovedError as moved:
+            return await self._connect(options | {"host": moved.host, "port": moved.port}, count, key)
+
+    async def _connect(self, options: dict[str, Any], count: int, key: str) -> list[Connection]:
         connections = [self._kind(**options) for _ in range(count)]
         try:
             for connection in connections:
                 await connection.connect()  # type: ignore[no-untyped-call]
             await _must_be_master(connections[0])
+            await connections[0].send_command("EXISTS", key)
+            await connections[0].read_response()
         except BaseException:
             for connection in connections:
                 await connection.disconnect(nowait=True)

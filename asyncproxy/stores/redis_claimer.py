@@ -42,6 +42,8 @@ class Claimer:
         self._give_back = give_back
         self._waiting: deque[asyncio.Future[Claim]] = deque()
         self._poked = asyncio.Event()
+        self._quiet = asyncio.Event()  # no question is under way
+        self._quiet.set()
         self._timer: asyncio.TimerHandle | None = None
 
     def poke(self) -> bool:
@@ -77,6 +79,7 @@ class Claimer:
 
     async def _ask_once(self, count: int) -> bool:
         """Whether to ask again at once."""
+        self._quiet.clear()
         try:
             claimed = await self._ask(count)
         except StoreUnavailable as error:
@@ -86,6 +89,8 @@ class Claimer:
         except Exception as error:  # noqa: BLE001  those who wait get it
             self._fail(error)
             return False
+        finally:
+            self._quiet.set()
         for job in claimed.jobs:
             self._hand(job)
         if claimed.due_s is not None and not claimed.more:
@@ -120,7 +125,11 @@ class Claimer:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.poke)
 
-    def close(self) -> None:
-        """Ask no more."""
+    async def close(self) -> None:
+        """Ask no more. What a question under way brings is given back: nobody waits for it any more."""
         if self._timer is not None:
             self._timer.cancel()
+        for given in self._waiting:
+            given.cancel()
+        await self._quiet.wait()
+        await asyncio.sleep(0)  # the answer is handed out in the turn after it came

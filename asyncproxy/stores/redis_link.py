@@ -11,10 +11,16 @@ from typing import Any, Final, NoReturn
 
 from redis.asyncio.connection import Connection
 from redis.exceptions import (
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from asyncproxy.errors import StartupError, StoreFull, StoreUnavailable
@@ -36,11 +42,20 @@ _PING_S: Final = 5.0
 _FIRST_RETRY_S: Final = 0.05
 _LONGEST_RETRY_S: Final = 2.0
 
-# What Redis says when it cannot do just now what it does otherwise.
+# What Redis says when it cannot do just now what it does otherwise; some has no class of its own.
 _LATER: Final = (
-    "BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "MISCONF", "MOVED", "NOAUTH", "NOPERM",
-    "NOREPLICAS", "READONLY", "TRYAGAIN",
-)  # fmt: skip
+    AskError,
+    ClusterDownError,
+    MasterDownError,
+    MovedError,
+    NoPermissionError,
+    ReadOnlyError,
+    TryAgainError,
+)
+_LATER_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+
+# What it says when the jobs are on another server by now.
+_ELSEWHERE: Final = (MovedError, ReadOnlyError)
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -99,7 +114,7 @@ class _Lines:
 
 
 class Link:
-    """Sends commands, and hears what is said on ``channel``.
+    """Sends commands, and hears what is said on ``channel``. All keys are in the slot of ``key``.
 
     ``prepare`` gets to send the first commands on every new set of connections; ``restored`` hears that
     one stands in for one that broke; ``rng`` jitters the attempts.
@@ -109,6 +124,7 @@ class Link:
         self,
         address: Address,
         *,
+        key: str,
         channel: bytes,
         prepare: Callable[[Call], Awaitable[None]],
         hear: Callable[[bytes], object],
@@ -116,6 +132,7 @@ class Link:
         rng: random.Random,
     ) -> None:
         self._address = address
+        self._key = key
         self._channel = channel
         self._prepare = prepare
         self._hear = hear
@@ -171,9 +188,10 @@ class Link:
             full = StoreFull(message, retry_after_s=5)
             full.detail = detail
             raise full from None
-        if isinstance(error, ReadOnlyError):
-            lines.cut(error)  # it is a replica by now: find the master
-        if isinstance(error, ResponseError) and not detail.startswith(_LATER):
+        if isinstance(error, _ELSEWHERE):
+            lines.cut(error)
+        known = isinstance(error, _LATER) or detail.startswith(_LATER_WORDS)
+        if isinstance(error, ResponseError) and not known:
             return
         raise self._unavailable(detail) from None
 
@@ -183,7 +201,7 @@ class Link:
         return error
 
     async def _open(self) -> tuple[_Lines, asyncio.Task[Exception]]:
-        lines = _Lines(await self._address.connect(3))
+        lines = _Lines(await self._address.connect(3, self._key))
         running = asyncio.create_task(lines.run(self._channel, self._hear))
 
         async def call(*args: bytes | str | int) -> Any:

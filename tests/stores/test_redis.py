@@ -7,11 +7,14 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from asyncproxy.errors import IllegalTransition, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.jobs import Call, Finished, Job, JobStatus
@@ -644,3 +647,155 @@ async def test_a_redis_that_loses_jobs_by_its_configuration_is_warned_of(
         server.close()
     assert "allkeys-lru" in caplog.text
     assert "appendonly" in caplog.text
+
+
+async def test_a_node_that_stops_gives_back_what_it_was_about_to_get(lab: Lab) -> None:
+    b = await lab.node()
+    async with AsyncExitStack() as stack:
+        a = RedisStore(
+            lab.server.url, LIMITS, keys=[b"k" * 32], seal_outcomes=False, prefix=lab.prefix, lease_s=15
+        )
+        await stack.enter_async_context(a.opened(lab.lost.append))
+        await lab.submit(b, *"abc")
+        asking = [asyncio.ensure_future(a.claim(UPSTREAM)) for _ in range(3)]
+        while a._claimers == {} or a._claimers[UPSTREAM]._quiet.is_set():
+            await asyncio.sleep(0)
+        for one in asking:
+            one.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    assert {(await claims(b)).job.id for _ in range(3)} == set("abc")
+
+
+def store_at(url: str, prefix: str, **options: Any) -> RedisStore:
+    known = {"keys": [b"k" * 32], "seal_outcomes": False, "lease_s": LEASE_S}
+    return RedisStore(url, LIMITS, prefix=prefix, **{**known, **options})
+
+
+async def goes_its_way(store: RedisStore, name: str = "a") -> None:
+    await store.create(job(name, clock=Clock()), CALL)
+    claim = await claims(store)
+    outcome = msgspec.structs.replace(completed(claim.job, Clock()), expires_at=2**40)
+    assert await store.finish(claim.job, outcome)
+    assert await store.get(name) == outcome
+
+
+async def test_a_password_is_used_and_said_nowhere(caplog: pytest.LogCaptureFixture) -> None:
+    server = RedisServer(requirepass="hidden")
+    try:
+        async with store_at(f"redis://:hidden@127.0.0.1:{server.port}/0", "p").opened(print):
+            pass
+        with pytest.raises(StartupError) as caught:
+            async with store_at(f"redis://:wrong-one@127.0.0.1:{server.port}/0", "p").opened(print):
+                raise AssertionError("it cannot be opened")
+    finally:
+        server.close()
+    assert "hidden" not in caplog.text
+    assert "wrong-one" not in str(caught.value)
+
+
+async def test_tls_is_verified(tmp_path: Path) -> None:
+    authority, other = trustme.CA(), trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    for name, ca in (("ca.pem", authority), ("other.pem", other)):
+        ca.cert_pem.write_to_path(tmp_path / name)
+    port = redis_server.free_port()
+    server = RedisServer(
+        **{
+            "tls-port": str(port),
+            "tls-cert-file": str(tmp_path / "server.pem"),
+            "tls-key-file": str(tmp_path / "server.pem"),
+            "tls-auth-clients": "no",
+        }
+    )
+    url = f"rediss://127.0.0.1:{port}/0?ssl_ca_certs={tmp_path}"
+    try:
+        async with (store := store_at(f"{url}/ca.pem", "p")).opened(print):
+            await goes_its_way(store)
+        with pytest.raises(StartupError, match="certificate"):
+            async with store_at(f"{url}/other.pem", "p").opened(print):
+                raise AssertionError("it cannot be opened")
+    finally:
+        server.close()
+
+
+async def test_a_cluster_holds_a_deployment_on_one_of_its_servers() -> None:
+    buses = [str(redis_server.free_port()) for _ in range(2)]
+    servers = [RedisServer(**{"cluster-enabled": "yes", "cluster-port": bus}) for bus in buses]
+    admins = [Redis(port=server.port) for server in servers]
+    try:
+        for admin, slots in zip(admins, ("0 8191", "8192 16383"), strict=True):
+            await command(admin, f"CLUSTER ADDSLOTSRANGE {slots}")
+        await command(admins[0], f"CLUSTER MEET 127.0.0.1 {servers[1].port} {buses[1]}")
+
+        async def joined() -> bool:
+            infos = [await command(admin, "CLUSTER INFO") for admin in admins]
+            return all(b"cluster_state:ok" in info for info in infos)
+
+        await until(joined)
+        for server in servers:  # one of them does not have the slot
+            async with (store := store_at(server.url, "p")).opened(print):
+                await goes_its_way(store, server.url)
+        assert sorted([await admin.dbsize() > 0 for admin in admins]) == [False, True]
+    finally:
+        for admin in admins:
+            await admin.aclose()
+        for server in servers:
+            server.close()
+
+
+async def test_a_failover_goes_on_with_the_replica(tmp_path: Path) -> None:
+    master = RedisServer(**{"repl-diskless-sync-delay": "0"})
+    replica = RedisServer(replicaof=f"127.0.0.1 {master.port}")
+    port = redis_server.free_port()
+    config = tmp_path / "sentinel.conf"
+    config.write_text(f"port {port}\nsentinel monitor jobs 127.0.0.1 {master.port} 1\n")
+    sentinel = await asyncio.create_subprocess_exec(
+        master.program, str(config), "--sentinel", stdout=asyncio.subprocess.DEVNULL
+    )
+    first, second = Redis(port=master.port), Redis(port=replica.port)
+    asked: Redis = Redis(port=port)
+    try:
+
+        async def ready() -> bool:
+            try:
+                return bool(await command(asked, "SENTINEL MASTER jobs"))
+            except RedisError:
+                return False
+
+        async def replicated() -> bool:
+            return bool((await second.info("replication"))["master_link_status"] == "up")
+
+        await until(ready)
+        await until(replicated)
+        store = store_at(f"redis+sentinel://127.0.0.1:{port}/jobs/0", "p")
+        async with store.opened(print):
+            await store.create(job("before", clock=Clock()), CALL)
+            await first.wait(1, 10_000)
+            # The steps of a Sentinel's failover, which takes its time over them.
+            await command(asked, "SENTINEL REMOVE jobs")
+            await command(second, "REPLICAOF NO ONE")
+            await command(first, f"REPLICAOF 127.0.0.1 {replica.port}")
+            await command(asked, f"SENTINEL MONITOR jobs 127.0.0.1 {replica.port} 1")
+            await until(lambda: accepts(store, "after"))
+            assert {(await claims(store)).job.id for _ in range(2)} == {"before", "after"}
+            assert await second.exists("{p}:job:after")
+    finally:
+        for client in (first, second, asked):
+            await client.aclose()
+        sentinel.kill()
+        await sentinel.wait()
+        master.close()
+        replica.close()
+
+
+async def accepts(store: RedisStore, name: str) -> bool:
+    try:
+        await store.create(job(name, clock=Clock()), CALL)
+    except StoreUnavailable:
+        return False
+    return True
+
+
+async def command(redis: Redis, text: str) -> Any:
+    return await redis.execute_command(*text.split())  # type: ignore[no-untyped-call]
