@@ -13,8 +13,9 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from time import monotonic
+from typing import Any
 
 from asyncproxy.errors import StartupError
 
@@ -74,16 +75,18 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
         loop.add_signal_handler(signal.SIGHUP, self._tell, signal.SIGHUP)
+        keeping: list[asyncio.Task[None]] = []
         try:
             ended = await asyncio.gather(*(self._start(number) for number in range(self._count)))
             codes = [code for code in ended if code is not None]
             if codes:
                 return max(codes)
             ready()
-            await asyncio.gather(*(self._keep(number) for number in range(self._count)))
+            keeping += [asyncio.create_task(self._keep(number)) for number in range(self._count)]
+            await self._stopping.wait()
             return 0
         finally:
-            await self._end()
+            await self._end(keeping)
 
     async def _start(self, number: int) -> int | None:
         """Start a worker. None: it listens; else its exit code."""
@@ -91,6 +94,8 @@ class Supervisor:
             *self._command(number), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         self._workers[number] = process
+        if self._stopping.is_set():  # the others were told while this one was being started
+            process.terminate()
         assert process.stdout is not None
         if await process.stdout.readline():
             return None
@@ -122,14 +127,14 @@ class Supervisor:
             if process.returncode is None:
                 process.send_signal(number)
 
-    async def _end(self) -> None:
-        """Wait for all workers, and end those that do not stop."""
+    async def _end(self, keeping: Iterable[asyncio.Task[None]]) -> None:
+        """Wait for all workers and those who keep them, and kill the ones that do not stop."""
         if not self._stopping.is_set():
             self._stop(signal.SIGTERM)
-        waiting = [asyncio.create_task(process.wait()) for process in self._workers.values()]
-        if waiting:
-            _, late = await asyncio.wait(waiting, timeout=self._grace_s + _PATIENCE_S)
-            if late:
-                logger.error("%d workers do not stop, and are killed", len(late))
-                self._tell(signal.SIGKILL)
-                await asyncio.wait(waiting)
+        ending: set[asyncio.Task[Any]] = set(keeping)
+        ending |= {asyncio.create_task(process.wait()) for process in self._workers.values()}
+        _, late = await asyncio.wait(ending, timeout=self._grace_s + _PATIENCE_S)
+        if late:
+            logger.error("workers that do not stop are killed")
+            self._tell(signal.SIGKILL)
+            await asyncio.wait(ending)

@@ -7,7 +7,7 @@ import pytest
 STORES = ("memory", "sqlite", "redis")
 
 # Modules whose tests are about the process or its memory, or never touch a job, and so run once.
-ONCE = {"test_load", "test_pass_through", "test_process"}
+ONCE = {"test_load", "test_pass_through", "test_process", "test_workers"}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
