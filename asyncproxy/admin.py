@@ -1,4 +1,4 @@
-"""Our own pages: ``/-/healthy``, ``/-/ready`` and ``/-/openapi.json``."""
+"""Our own pages: ``/-/healthy``, ``/-/ready``, ``/-/metrics`` and ``/-/openapi.json``."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import msgspec
 import yaml
 from aiohttp import web
 
-from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
+from asyncproxy.health import Health
 from asyncproxy.intake import expect_nothing
+from asyncproxy.metrics import CONTENT_TYPE, Metrics
 from asyncproxy.middleware import answering_errors
-from asyncproxy.responses import json_response
+from asyncproxy.responses import WireResponse, json_response
 from asyncproxy.version import __version__
 
 __all__ = ["Admin", "describe"]
@@ -27,8 +28,9 @@ class Admin:
     ``paths`` are those which are served beside these pages, as they stand in the description.
     """
 
-    def __init__(self, dispatcher: Dispatcher, paths: Collection[str]) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, health: Health, metrics: Metrics, paths: Collection[str]) -> None:
+        self._health = health
+        self._metrics = metrics
         self._paths = paths
         self._description = b""
 
@@ -36,7 +38,8 @@ class Admin:
         """Add the pages, and answer for all other paths under ``/-/``."""
         pages = {
             "/-/healthy": self._healthy,
-            "/-/ready": self._ready,
+            "/-/ready": answering_errors(self._ready),
+            "/-/metrics": answering_errors(self._measured),
             "/-/openapi.json": answering_errors(self._openapi),
         }
         for path, page in pages.items():
@@ -53,9 +56,18 @@ class Admin:
 
     async def _ready(self, request: web.Request) -> web.StreamResponse:
         """200: jobs are taken. 503: they are not, and why."""
-        if self._dispatcher.draining:
-            return json_response(503, b'{"status":"unavailable","reason":"shutting down"}')
-        return json_response(200, b'{"status":"ok"}')
+        checks = await self._health.checks()
+        reasons = [check.reason for check in checks.values() if check.reason]
+        page = {"status": "unavailable" if reasons else "ok", "checks": checks}
+        if reasons:
+            page["reason"] = "; ".join(reasons)
+        return json_response(503 if reasons else 200, msgspec.json.encode(page))
+
+    async def _measured(self, request: web.Request) -> web.StreamResponse:
+        """200: all metrics, also while the store is away."""
+        page = self._metrics.page(await self._health.readings())
+        lines = f"Content-Type: {CONTENT_TYPE}\r\nCache-Control: no-store\r\n"
+        return WireResponse(200, lines.encode(), page)
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         """200: the description of the paths that are served."""
@@ -84,4 +96,6 @@ async def _refuse(request: web.Request) -> web.StreamResponse:
 
 
 async def _unknown_page(request: web.Request) -> web.StreamResponse:
-    raise UnknownEndpoint("Unknown page. There are /-/healthy, /-/ready and /-/openapi.json.")
+    raise UnknownEndpoint(
+        "Unknown page. There are /-/healthy, /-/ready, /-/metrics and /-/openapi.json."
+    )

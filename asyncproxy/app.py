@@ -16,9 +16,13 @@ from asyncproxy.config import Config, UpstreamConfig
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.endpoints import ENDPOINTS, Endpoint
+from asyncproxy.events import Observers
+from asyncproxy.health import Health
 from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
+from asyncproxy.loop_lag import measuring_lag
+from asyncproxy.metrics import Metrics
 from asyncproxy.middleware import answering_errors
 from asyncproxy.passthrough import PassThrough
 from asyncproxy.relay import Relay
@@ -26,6 +30,7 @@ from asyncproxy.routing import ModelRoutes
 from asyncproxy.service import JobService, Lifetimes
 from asyncproxy.stores.base import Limits, Store
 from asyncproxy.stores.memory import MemoryStore
+from asyncproxy.stores.observed import ObservedStore
 from asyncproxy.upstream import Upstream, UpstreamOptions
 
 __all__ = ["PROXY", "Proxy", "build_app", "setup"]
@@ -46,6 +51,7 @@ class Proxy:
     """The parts of a running proxy."""
 
     config: Config
+    metrics: Metrics
     store: Store
     upstreams: dict[str, Upstream]
     dispatcher: Dispatcher
@@ -58,6 +64,7 @@ class Proxy:
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
         async with AsyncExitStack() as stack:
+            await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
             for upstream in self.upstreams.values():
                 await stack.enter_async_context(upstream.connected())
             await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
@@ -119,14 +126,13 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
     jobs = config.jobs
-    store = MemoryStore(
-        Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes),
-    )
+    metrics = Metrics()
+    observer = Observers([LogObserver(), metrics])
+    store = ObservedStore(MemoryStore(_limits(config)), observer)
     upstreams = {
         upstream.name: Upstream(_upstream_options(upstream, jobs.max_result_bytes))
         for upstream in config.upstreams
     }
-    observer = LogObserver()
     routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
     dispatcher = Dispatcher(
         store,
@@ -151,6 +157,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         routes=routes,
         keys=keys,
         new_id=new_id,
+        observer=observer,
         lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1, jobs.max_wait),
     )
     pass_through = PassThrough(
@@ -165,20 +172,33 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         service,
         pass_through.send,
         intake=intake,
+        observer=observer,
         hold_s=jobs.relay_hold,
         max_hops=jobs.relay_max_hops,
     )
+    health = Health(
+        store=store,
+        dispatcher=dispatcher,
+        waiting=lambda: service.waiting,
+        passing=lambda: pass_through.under_way,
+    )
     return Proxy(
         config=config,
+        metrics=metrics,
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
         api=Api(service),
-        admin=Admin(dispatcher, _paths(config, whole=whole)),
+        admin=Admin(health, metrics, _paths(config, whole=whole)),
         pass_through=pass_through,
         by_header=ByHeader(service, pass_through.handle),
         relay=relay,
     )
+
+
+def _limits(config: Config) -> Limits:
+    jobs = config.jobs
+    return Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes)
 
 
 def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> UpstreamOptions:

@@ -263,7 +263,7 @@ class StoreConfig(_Section):
     max_bytes: Size = 1024**3
     """What results and waiting requests may take; waiting requests half of it at the most."""
     encryption_key: SecretStr | None = None
-    """Durable stores: 32 bytes in Base64. After a comma, older ones that still open what they sealed."""
+    """Durable stores: 32 bytes in Base64. After a comma, older ones that still open their own."""
     encrypt_results: bool = False
     """Durable stores: seal results too. Requests always are."""
     durability: Literal["full", "normal"] = "full"

@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -25,6 +25,7 @@ from asyncproxy.errors import (
     CallError,
     DeadlineExceeded,
     IllegalTransition,
+    InternalError,
     Interrupted,
     InvalidUpstreamResponse,
     ModelNotFound,
@@ -32,7 +33,16 @@ from asyncproxy.errors import (
     StoreUnavailable,
     UpstreamTimeout,
 )
-from asyncproxy.events import JobFinished, Observer
+from asyncproxy.events import (
+    CallEnded,
+    FellBack,
+    JobFinished,
+    JobStarted,
+    Observer,
+    Paused,
+    Retried,
+    status_class,
+)
 from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store
@@ -75,6 +85,7 @@ class _Pool:
     upstream: Upstream
     policy: Policy
     mean_call_s: float = 1.0
+    calls: int = 0  # in flight
 
 
 class Dispatcher:
@@ -159,6 +170,16 @@ class Dispatcher:
         worker.cancel()
         return True
 
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Calls in flight, by upstream."""
+        return {name: pool.calls for name, pool in self._pools.items()}
+
+    @property
+    def concurrency(self) -> Mapping[str, int]:
+        """As many calls as may be in flight, by upstream."""
+        return {name: pool.policy.concurrency for name, pool in self._pools.items()}
+
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
         pool = self._pools.get(job.upstream)
@@ -199,24 +220,39 @@ class Dispatcher:
     async def _run(self, claim: Claim, pool: _Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job = claim.job
-        remaining_s = job.created_at + self._deadline_s - self._clock()
+        queued_s = max(0.0, self._clock() - job.created_at)
         started = self._monotonic()
         self._rate_limits.started(job)
+        if job.claims == 1:
+            self._observer.job_started(JobStarted(job.id, job.endpoint, job.upstream, queued_s))
+        pool.calls += 1
         try:
-            outcome = await self._send(claim, pool.upstream, remaining_s)
+            outcome = await self._send(claim, pool.upstream, self._deadline_s - queued_s)
         except BaseException as error:
+            aborted = isinstance(error, asyncio.CancelledError)
+            ended = "aborted" if aborted else InternalError.code
+            self._call_ended(job, ended, self._monotonic() - started)
             self._rate_limits.ended(job, progress=False)
-            if not isinstance(error, asyncio.CancelledError):
+            if not aborted:
                 raise
             if self._was_aborted(job):
                 self._rate_limits.forget(job)
                 return
             await self._give_back(job)
             raise
+        finally:
+            pool.calls -= 1
         call_s = self._monotonic() - started
+        self._call_ended(job, _outcome(outcome), call_s)
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
         if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
-            await self._finish(job, outcome, call_s)
+            await self._finish(job, outcome, queued_s=queued_s, call_s=call_s)
+
+    def _call_ended(self, job: Job, outcome: str, duration_s: float) -> None:
+        attempt = job.attempts + 1
+        self._observer.call_ended(
+            CallEnded(job.id, job.endpoint, job.upstream, attempt, outcome, duration_s)
+        )
 
     async def _send(self, claim: Claim, upstream: Upstream, remaining_s: float) -> Answer | CallError:
         job, call = claim
@@ -259,9 +295,14 @@ class Dispatcher:
         too_late = bool(asked_s) and self._clock() + delay_s >= job.created_at + self._deadline_s
         if failures >= policy.attempts or too_late:
             if limited:
+                self._observer.paused(Paused(job.upstream, delay_s))
                 await self._insist(job, lambda: self._store.pause(job.lane, delay_s))
             return False
         attempts = job.attempts if limited else failures
+        reason = str(outcome.status) if isinstance(outcome, Answer) else outcome.code
+        self._observer.retried(Retried(job.id, job.upstream, reason, delay_s))
+        if limited:
+            self._observer.paused(Paused(job.upstream, delay_s))
         await self._release(job, attempts=attempts, delay_s=delay_s, whole_lane=limited)
         return True
 
@@ -281,6 +322,7 @@ class Dispatcher:
             for name, value in call.headers
         )
         self._rate_limits.forget(job)
+        self._observer.fell_back(FellBack(job.id, job.upstream))
         job = msgspec.structs.replace(
             job,
             upstream=following.upstream,
@@ -298,8 +340,18 @@ class Dispatcher:
             return None
         return retry.retry_after(outcome.header(b"retry-after"), now=self._clock())
 
-    async def _finish(self, job: Job, outcome: Answer | ApiError, call_s: float = 0.0) -> None:
-        """Record the outcome of a claimed job. Every job that ends, ends here."""
+    async def _finish(
+        self,
+        job: Job,
+        outcome: Answer | ApiError,
+        *,
+        queued_s: float | None = None,
+        call_s: float = 0.0,
+    ) -> None:
+        """Record the outcome of a claimed job. Every job that ends, ends here.
+
+        Without ``queued_s`` it ends without a call, and has waited all the time.
+        """
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
@@ -311,6 +363,7 @@ class Dispatcher:
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
         if await self._insist(job, lambda: self._store.finish(job, finished)):
+            total_s = max(0.0, now - job.created_at)
             self._observer.job_finished(
                 JobFinished(
                     job_id=job.id,
@@ -321,10 +374,11 @@ class Dispatcher:
                     status_code=finished.status_code,
                     code=error.code if error else "",
                     attempts=job.attempts + 1,
-                    total_s=now - job.created_at,
+                    total_s=total_s,
                     call_s=call_s,
-                    result_bytes=finished.end - finished.start,
+                    result_bytes=len(outcome.body) if isinstance(outcome, Answer) else 0,
                     detail=error.detail if error else "",
+                    queued_s=total_s if queued_s is None else queued_s,
                 )
             )
 
@@ -396,3 +450,8 @@ class Dispatcher:
 
     def _deadline_exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The job was not done {self._deadline_s:g} s after its submission.")
+
+
+def _outcome(outcome: Answer | CallError) -> str:
+    """How a call ended, in one of a few words."""
+    return status_class(outcome.status) if isinstance(outcome, Answer) else outcome.code

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from typing import Any, Final
 
-from asyncproxy.events import JobFinished, RequestPassed
+from asyncproxy.events import JobFinished, Observer, RequestPassed
 from asyncproxy.jobs import JobStatus
 
 __all__ = ["LogObserver", "logging_to_stderr"]
@@ -31,7 +31,7 @@ _MOST_WAITING: Final = 10_000
 _LAST_WAIT_S: Final = 2.0
 
 
-class LogObserver:
+class LogObserver(Observer):
     """Writes one line per job outcome and per request that went through."""
 
     def job_finished(self, event: JobFinished) -> None:

@@ -61,6 +61,11 @@ class PassThrough:
         self._all_done = asyncio.Event()
         self._all_done.set()
 
+    @property
+    def under_way(self) -> int:
+        """How many requests are passing through."""
+        return len(self._under_way)
+
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Send a request on, and its answer back."""
         path = request.raw_path
@@ -155,6 +160,8 @@ class PassThrough:
                 data = await self._intake.read(request)
             else:
                 data = exchange.body(self._intake)
+            if isinstance(data, bytes):
+                exchange.received_bytes = len(data)
             if self._routes.needs_model and path.startswith("/v1/") and isinstance(data, bytes):
                 model = submission.model_of(data)
                 if model is not None:
@@ -181,10 +188,12 @@ class _Exchange:
         self.outcome = "ok"
         self.detail = ""
         self.head_sent = False
+        self.received_bytes = 0
         self.refusal: ApiError | None = None
         self._request = request
         self._started = monotonic()
         self._sent_bytes = 0
+        self._first_byte_s: float | None = None
         self._silence: asyncio.Timeout | None = None
         self._silence_s = 0.0
 
@@ -206,6 +215,7 @@ class _Exchange:
         try:
             async for piece in intake.pieces(self._request):
                 self._moved()
+                self.received_bytes += len(piece)
                 yield piece
         except ApiError as error:
             self.refusal = error
@@ -224,6 +234,7 @@ class _Exchange:
         has_body = self._request.method != "HEAD" and answer.status not in _BODILESS
         pending, chunked, keep_alive = self._head(answer, has_body=has_body)
         self.head_sent = True
+        self._first_byte_s = monotonic() - self._started
         # What has arrived with the head leaves with the head: a small answer is one write.
         piece = content.read_nowait() if has_body else b""
         while True:
@@ -292,6 +303,8 @@ class _Exchange:
             total_s=monotonic() - self._started,
             request_id=self.request_id,
             detail=self.detail,
+            received_bytes=self.received_bytes,
+            first_byte_s=self._first_byte_s,
         )
 
 

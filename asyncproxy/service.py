@@ -15,6 +15,7 @@ from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown
+from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.intake import Intake
 from asyncproxy.jobs import Call, Fallback, Finished, Job
 from asyncproxy.middleware import authenticate, upstream_headers
@@ -71,6 +72,7 @@ class JobService:
         keys: KeyRing,
         lifetimes: Lifetimes,
         new_id: Callable[[], str],
+        observer: Observer,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -82,9 +84,18 @@ class JobService:
         self._lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
+        self._observer = observer
+        self.waiting = 0  # clients that are held until a job ends
 
     async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
+        try:
+            return await self._submit(endpoint, request)
+        except ApiError as error:
+            self.refused(endpoint, error)
+            raise
+
+    async def _submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
         caller = self.admit(request)
         body = await self._intake.read(request)
         asked = submission.check(endpoint, request.headers["Content-Type"], body)
@@ -131,7 +142,14 @@ class JobService:
         except ApiError as error:
             error.model = asked.model
             raise
-        return Submitted(job, replayed=False) if there is None else Submitted(there, replayed=True)
+        if there is not None:
+            return Submitted(there, replayed=True)
+        self._observer.job_submitted(JobSubmitted(job.id, job.endpoint, job.upstream))
+        return Submitted(job, replayed=False)
+
+    def refused(self, endpoint: Endpoint, error: ApiError) -> None:
+        """Note that a request did not become a job."""
+        self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     def relay_alias(
         self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, *, again: bool
@@ -164,7 +182,14 @@ class JobService:
         """``job`` as soon as it is terminal, or as it is after ``timeout_s``."""
         if isinstance(job, Finished):
             return job
-        now = await self._store.wait(job.id, timeout_s)
+        outcome = "gone"  # the client, until we know better
+        self.waiting += 1
+        try:
+            now = await self._store.wait(job.id, timeout_s)
+            outcome = "deleted" if now is None else "done" if isinstance(now, Finished) else "timeout"
+        finally:
+            self.waiting -= 1
+            self._observer.wait_ended(WaitEnded(job.endpoint, outcome))
         if now is None:
             raise not_found()
         return now

@@ -1,8 +1,8 @@
 """What durable stores write: calls sealed, outcomes as they are or sealed too.
 
-Sealed is a Fernet token (AES-128-CBC and HMAC-SHA256, https://github.com/fernet/spec): it cannot be read
-or changed without the key. With several keys the first one seals, and any of them opens, so that keys can
-be rotated.
+Sealed is a Fernet token (AES-128-CBC and HMAC-SHA256, https://github.com/fernet/spec): it cannot be
+read or changed without the key. With several keys the first one seals, and any of them opens, so that
+keys can be rotated.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def gate(gateway: Gateway) -> Gate:
 
 
 def waiters(proxy: Client) -> int:
-    return len(proxy.parts.store._waiters)  # type: ignore[attr-defined]
+    store: Any = proxy.parts.store
+    return len(store._inner._waiters)
 
 
 async def until_waiting(proxy: Client, count: int) -> None:
