@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
 
@@ -15,8 +16,9 @@ from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.health import Health
 from asyncproxy.intake import expect_nothing
 from asyncproxy.metrics import CONTENT_TYPE, Metrics
-from asyncproxy.middleware import answering_errors
+from asyncproxy.middleware import Handler, answering_errors
 from asyncproxy.responses import WireResponse, json_response
+from asyncproxy.server import listening
 from asyncproxy.version import __version__
 
 __all__ = ["Admin", "describe"]
@@ -33,6 +35,7 @@ class Admin:
         self._metrics = metrics
         self._paths = paths
         self._description = b""
+        self.url = ""  # where they are, once they listen at an address of their own
 
     def add_routes(self, router: web.UrlDispatcher) -> None:
         """Add the pages, and answer for all other paths under ``/-/``."""
@@ -47,8 +50,23 @@ class Admin:
             for method in ("GET", "HEAD"):
                 resource.add_route(method, page, expect_handler=expect_nothing)
             resource.add_route("*", answering_errors(_refuse), expect_handler=expect_nothing)
-        unknown = answering_errors(_unknown_page)
-        router.add_route("*", r"/-/{rest:[\s\S]*}", unknown, expect_handler=expect_nothing)
+        _add_refusal(router, _unknown_page)
+
+    def keep_away(self, router: web.UrlDispatcher) -> None:
+        """Let nothing be under ``/-/``: the pages are elsewhere, and no gateway is asked for it."""
+        _add_refusal(router, _no_pages)
+
+    @asynccontextmanager
+    async def listening(self, host: str | None, port: int) -> AsyncIterator[None]:
+        """Serve the pages at an address of their own for the length of a ``with``.
+
+        Raises :class:`~asyncproxy.errors.StartupError` if it cannot be listened on.
+        """
+        app = web.Application()
+        self.add_routes(app.router)
+        app.router.add_route("*", r"/{rest:[\s\S]*}", answering_errors(_unknown_page))
+        async with listening(app, host, port) as self.url:
+            yield
 
     async def _healthy(self, request: web.Request) -> web.StreamResponse:
         """200: the process runs."""
@@ -93,6 +111,15 @@ def describe(paths: Collection[str]) -> dict[str, Any]:
 
 async def _refuse(request: web.Request) -> web.StreamResponse:
     raise MethodNotAllowed("This page only supports GET and HEAD.", allow="GET, HEAD")
+
+
+def _add_refusal(router: web.UrlDispatcher, refuse: Handler) -> None:
+    handler = answering_errors(refuse)
+    router.add_route("*", r"/-/{rest:[\s\S]*}", handler, expect_handler=expect_nothing)
+
+
+async def _no_pages(request: web.Request) -> web.StreamResponse:
+    raise UnknownEndpoint("There are no pages here.")
 
 
 async def _unknown_page(request: web.Request) -> web.StreamResponse:

@@ -69,6 +69,8 @@ class Proxy:
                 await stack.enter_async_context(upstream.connected())
             await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
             await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
+            if self.config.admin_address is not None:
+                await stack.enter_async_context(self.admin.listening(*self.config.admin_address))
             yield
 
 
@@ -105,7 +107,10 @@ def _setup(app: web.Application, config: Config, *, whole: bool) -> None:
     proxy = _compose(config, whole=whole)
     app[PROXY] = proxy
     proxy.api.add_routes(app.router, _endpoints(config))
-    proxy.admin.add_routes(app.router)
+    if config.admin_address is None:
+        proxy.admin.add_routes(app.router)
+    else:
+        proxy.admin.keep_away(app.router)
     app.cleanup_ctx.append(proxy.running)
 
 

@@ -153,7 +153,10 @@ async def serve(config: Config, *, announce: Callable[[str], None] | None = None
     async with listening(app, *config.address, send_timeout_s=config.client_timeout) as url:
         if announce is None:
             names = ", ".join(upstream.name for upstream in config.upstreams)
-            print(f"asyncproxy {__version__} listens on {url}, in front of {names}", flush=True)
+            pages = app[PROXY].admin.url
+            beside = f", its own pages on {pages}" if pages else ""
+            line = f"asyncproxy {__version__} listens on {url}, in front of {names}{beside}"
+            print(line, flush=True)
         else:
             announce(url)
         await stop.wait()

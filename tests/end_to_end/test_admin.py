@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncproxy.errors import StoreUnavailable
+from asyncproxy.errors import StartupError, StoreUnavailable
 from tests.conftest import EMBED, Client, Start
 from tests.gateway import Gateway, answer, hang, in_turn, reset
 
@@ -232,3 +232,41 @@ async def test_all_reasons_are_given(proxy: Client, monkeypatch: pytest.MonkeyPa
     ready = (await proxy.get("/-/ready")).json()
     assert ready["reason"] == "shutting down; the store is out of reach"
     assert (await metrics(proxy))["draining"] == 1
+
+
+# An address of their own.
+
+
+async def test_the_pages_move_to_an_address_of_their_own(start: Start, gateway: Gateway) -> None:
+    """And nothing under /-/ is left on the public one, nor sent to the gateway."""
+    proxy = await start(admin_listen="127.0.0.1:0")
+    for path in ("/-/healthy", "/-/ready", "/-/metrics", "/-/openapi.json", "/-/x", "/-/"):
+        for method in ("GET", "POST", "DELETE"):
+            refused = await proxy.request(method, path)
+            assert (refused.status, refused.code) == (404, "unknown_endpoint")
+    assert not gateway.received
+    admin = Client(proxy.parts.admin.url, proxy.parts, proxy.session)
+    for path in ("/-/healthy", "/-/ready", "/-/metrics", "/-/openapi.json"):
+        assert (await admin.get(path)).status == 200
+        assert (await admin.post(path)).code == "method_not_allowed"
+    await proxy.outcome(await proxy.submit())
+    finished = 'jobs_finished_total{endpoint="embeddings",outcome="completed",upstream="gateway"}'
+    assert (await metrics(admin))[finished] == 1
+    for path in ("/v1/async/embeddings", "/v1/models", "/", "/-/x"):
+        assert (await admin.get(path)).code == "unknown_endpoint"
+    assert len(gateway.received) == 1
+
+
+async def test_the_pages_need_no_key(start: Start) -> None:
+    proxy = await start(auth={"keys": ["ours"]})
+    for path in ("/-/healthy", "/-/ready", "/-/metrics", "/-/openapi.json"):
+        assert (await proxy.get(path)).status == 200
+    assert (await proxy.get("/v1/models")).status == 401
+
+
+async def test_an_address_that_is_taken_is_said_before_anything_listens(
+    start: Start, gateway: Gateway
+) -> None:
+    taken = gateway.url.removeprefix("http://")
+    with pytest.raises(StartupError, match=f"cannot listen on {taken}: Address already in use"):
+        await start(admin_listen=taken)
