@@ -220,11 +220,15 @@ def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> Upstream
 
 
 def _policy(config: UpstreamConfig) -> Policy:
+    # Whatever stands there: it was the operator's to know.
+    values = [secret.get_secret_value() for secret in config.headers.values()]
+    hidden = {part for value in values for part in (value, value.rpartition(" ")[2]) if part}
     return Policy(
         concurrency=config.concurrency,
         attempts=config.retry.attempts,
         backoff_s=config.retry.backoff,
         max_backoff_s=config.retry.max_backoff,
+        hidden=frozenset(hidden),
     )
 
 

@@ -11,14 +11,14 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
-from asyncproxy import envelope, retry, submission
+from asyncproxy import credentials, envelope, retry, submission
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import (
     ApiError,
@@ -46,6 +46,7 @@ from asyncproxy.events import (
 from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store
+from asyncproxy.tracecontext import trace_id
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher", "Policy"]
@@ -70,12 +71,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How jobs of one upstream are sent. ``attempts`` counts the first call too."""
+    """How jobs of one upstream are sent. ``attempts`` counts the first call too.
+
+    ``hidden`` is what it gets from us and must not be in the log, should it quote that in an error.
+    """
 
     concurrency: int = 64
     attempts: int = 3
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
+    hidden: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(slots=True)
@@ -246,7 +251,8 @@ class Dispatcher:
         self._call_ended(job, _outcome(outcome), call_s)
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
         if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
-            await self._finish(job, outcome, queued_s=queued_s, call_s=call_s)
+            said = _said(outcome, claim.call, pool.policy.hidden)
+            await self._finish(job, outcome, queued_s=queued_s, call_s=call_s, said=said)
 
     def _call_ended(self, job: Job, outcome: str, duration_s: float) -> None:
         attempt = job.attempts + 1
@@ -347,10 +353,12 @@ class Dispatcher:
         *,
         queued_s: float | None = None,
         call_s: float = 0.0,
+        said: str = "",
     ) -> None:
         """Record the outcome of a claimed job. Every job that ends, ends here.
 
-        Without ``queued_s`` it ends without a call, and has waited all the time.
+        Without ``queued_s`` it ends without a call, and has waited all the time. ``said`` is what the
+        upstream said of a failure, for the log.
         """
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
@@ -377,8 +385,10 @@ class Dispatcher:
                     total_s=total_s,
                     call_s=call_s,
                     result_bytes=len(outcome.body) if isinstance(outcome, Answer) else 0,
-                    detail=error.detail if error else "",
+                    detail=(error.detail or error.message) if error else said,
                     queued_s=total_s if queued_s is None else queued_s,
+                    request_id=job.request_id or job.id,
+                    trace_id=trace_id(job.traceparent),
                 )
             )
 
@@ -455,3 +465,13 @@ class Dispatcher:
 def _outcome(outcome: Answer | CallError) -> str:
     """How a call ended, in one of a few words."""
     return status_class(outcome.status) if isinstance(outcome, Answer) else outcome.code
+
+
+def _said(outcome: Answer | CallError, call: Call, hidden: Collection[str]) -> str:
+    """What the upstream says of a failure, without the credentials that it was sent."""
+    if not isinstance(outcome, Answer) or 200 <= outcome.status < 300:
+        return ""
+    query = call.target.partition("?")[2]
+    return credentials.masked(
+        envelope.message_of(outcome), credentials.secrets(call.headers, query).union(hidden)
+    )

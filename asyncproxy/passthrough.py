@@ -26,6 +26,7 @@ from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes, loggable
+from asyncproxy.tracecontext import trace_id
 from asyncproxy.upstream import Upstream, describe, translate
 
 __all__ = ["PassThrough"]
@@ -305,6 +306,7 @@ class _Exchange:
             detail=self.detail,
             received_bytes=self.received_bytes,
             first_byte_s=self._first_byte_s,
+            trace_id=trace_id(self._request.headers.get("traceparent")),
         )
 
 

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from asyncproxy import credentials, forms, headers, submission
+from asyncproxy import credentials, forms, headers, submission, tracecontext
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
@@ -24,6 +24,9 @@ from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
 
 __all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
+
+# Of a client's, as far as the log has it. It goes upstream whole.
+_LONGEST_REQUEST_ID: Final = 256
 
 _LEFT: Final = headers.OURS | {"accept-encoding"}
 
@@ -234,6 +237,8 @@ class JobService:
                 Fallback(self._routes.upstream_for(model), model) for model in fallbacks or ()
             ),
             fallback_index=None if fallbacks is None else 0,
+            request_id=_request_id(request),
+            traceparent=tracecontext.valid(request.headers.get("traceparent")),
         )
 
     def _call(
@@ -278,6 +283,12 @@ def _shutting_down() -> ShuttingDown:
 
 def _query(request: web.Request) -> bytes:
     return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
+
+
+def _request_id(request: web.Request) -> str:
+    text = request.headers.get("X-Request-Id", "")[:_LONGEST_REQUEST_ID]
+    # Half a surrogate pair, which is how aiohttp reads bytes that are not UTF-8, cannot be stored.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _idempotency_key(request: web.Request) -> bytes | None:

@@ -154,20 +154,20 @@ async def test_hostile_clients_make_no_series(start: Start, gateway: Gateway) ->
     gateway.behaviour = answer({"error": "no"}, status=799)
 
     async def hostile(text: str) -> None:
-        mine = {"x-request-id": text, "x-api-key": text, "traceparent": text}
+        mine = {"x-request-id": text, "x-api-key": f"key-of-{text}", "traceparent": text}
         await proxy.outcome(await proxy.submit({**EMBED, "model": text}, headers=mine), headers=mine)
         await proxy.post("/v1/async/embeddings", {"model": text}, headers=mine)
         await proxy.post(f"/v1/async/{text}", {"model": text}, headers=mine)
         await proxy.get(f"/v1/async/embeddings/{text}", headers=mine)
         await proxy.request(text.upper(), f"/v1/{text}?{text}", headers=mine)
 
-    await hostile("first")
+    await hostile("model-first")
     before = set(await metrics(proxy))
     for number in range(50):
-        await hostile(f"m{number}")
+        await hostile(f"model-{number}")
     after = await metrics(proxy)
     assert set(after) == before
-    assert not any("m7" in name.lower() for name in after)
+    assert not any("model-7" in name.lower() for name in after)
 
 
 # Ready.
