@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from asyncproxy import credentials
@@ -17,6 +18,7 @@ from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import Config, dump_config, load_config
 from asyncproxy.errors import ConfigError, StartupError, StoreUnavailable
 from asyncproxy.logs import logging_to_stderr
+from asyncproxy.reload import Reload
 from asyncproxy.server import listening
 from asyncproxy.stores.base import Store
 from asyncproxy.version import __version__
@@ -83,14 +85,19 @@ def _seconds(text: str) -> float:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    config = _configured(arguments)
+    with logging_to_stderr(config.log.level, config.log.format) as log:
+        read = None if arguments.config is None else lambda: _configured(arguments)
+        reload = Reload(read, log=log, warn=_warn)
+        return _run(lambda: serve(config, reload=reload))
+
+
+def _configured(arguments: argparse.Namespace) -> Config:
     if arguments.config is not None:
         config = load_config(arguments.config)
     else:
         config = load_config({"upstreams": [{"base_url": arguments.upstream}]}, environ={})
-    if arguments.listen is not None:
-        config = _listening_on(config, arguments.listen)
-    with logging_to_stderr(config.log.level, config.log.format):
-        return _run(lambda: serve(config))
+    return config if arguments.listen is None else _listening_on(config, arguments.listen)
 
 
 def _check(arguments: argparse.Namespace) -> int:
@@ -99,6 +106,11 @@ def _check(arguments: argparse.Namespace) -> int:
     for warning in _warnings(config):
         print(f"asyncproxy: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _warn(config: Config) -> None:
+    for warning in _warnings(config):
+        logger.warning(warning)
 
 
 def _warnings(config: Config) -> Iterator[str]:
@@ -142,15 +154,27 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return uvloop.new_event_loop
 
 
-async def serve(config: Config, *, announce: Callable[[str], None] | None = None) -> None:
-    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout."""
+async def serve(
+    config: Config,
+    *,
+    announce: Callable[[str], None] | None = None,
+    reload: Reload | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout.
+
+    ``reload`` is what SIGHUP does; without one it ends the process, as ever.
+    """
     _allow_many_connections()
-    for warning in _warnings(config):
-        logger.warning(warning)
+    _warn(config)
     app = build_app(config)
     _spare_the_collector()
     stop, now = _stop_signals()
-    async with listening(app, *config.address, send_timeout_s=config.client_timeout) as url:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(
+            listening(app, *config.address, send_timeout_s=config.client_timeout)
+        )
+        if reload is not None:
+            await stack.enter_async_context(reload.at_hangup(app[PROXY]))
         if announce is None:
             names = ", ".join(upstream.name for upstream in config.upstreams)
             pages = app[PROXY].admin.url

@@ -90,7 +90,11 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[str], key: bytes) -> None:
         self._key = key
-        self._digests = tuple(digest(k, key) for k in keys)
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Let in those with other keys from now on."""
+        self._digests = tuple(digest(key, self._key) for key in keys)
 
     def __bool__(self) -> bool:
         return bool(self._digests)

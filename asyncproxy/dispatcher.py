@@ -11,6 +11,7 @@ import logging
 import math
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -83,7 +84,7 @@ class Policy:
     hidden: frozenset[str] = field(default=frozenset(), repr=False)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pool:
     """The workers of one upstream."""
 
@@ -91,6 +92,14 @@ class _Pool:
     policy: Policy
     mean_call_s: float = 1.0
     calls: int = 0  # in flight
+    workers: set[asyncio.Task[None]] = field(default_factory=set)
+    idle: set[asyncio.Task[None]] = field(default_factory=set)  # those that wait for a job
+    leaving: bool = False  # another one has taken its place
+
+    @property
+    def surplus(self) -> int:
+        """How many workers there are too many."""
+        return len(self.workers) - (0 if self.leaving else self.policy.concurrency)
 
 
 class Dispatcher:
@@ -122,6 +131,7 @@ class Dispatcher:
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
         self._rate_limits = RateLimits()
+        self._leaving: set[_Pool] = set()  # replaced ones that still have calls in flight
         self._workers: set[asyncio.Task[None]] = set()
         self._calls: dict[str, asyncio.Task[None]] = {}  # job id → the worker that sends it
         self._aborted: set[str] = set()
@@ -131,17 +141,50 @@ class Dispatcher:
     async def running(self, *, grace_s: float) -> AsyncIterator[None]:
         """Work for the length of a ``with``; its end is a :meth:`drain`."""
         housekeeping = asyncio.create_task(self._keep_house(), name="asyncproxy-housekeeping")
-        self._workers = {
-            asyncio.create_task(self._work(pool), name=f"asyncproxy-{name}-{number}")
-            for name, pool in self._pools.items()
-            for number in range(pool.policy.concurrency)
-        }
+        for pool in self._pools.values():
+            self._adjust(pool)
         try:
             yield
         finally:
             await self.drain(grace_s)
             housekeeping.cancel()
             await asyncio.gather(housekeeping, return_exceptions=True)
+
+    def reconfigure(self, upstreams: Iterable[tuple[Upstream, Policy]], *, deadline_s: float) -> None:
+        """Send by other policies, or to other upstreams, from now on.
+
+        Calls in flight end where they are. Waiting jobs of an upstream that is gone find another one at
+        the next :meth:`tidy`.
+        """
+        self._deadline_s = deadline_s
+        before, self._pools = self._pools, {}
+        for upstream, policy in upstreams:
+            pool = before.get(upstream.name)
+            if pool is not None and pool.upstream is upstream:
+                del before[upstream.name]
+                pool.policy = policy
+            else:
+                pool = _Pool(upstream, policy, pool.mean_call_s if pool else 1.0)
+            self._pools[upstream.name] = pool
+        for pool in before.values():
+            pool.leaving = True
+        if not self.draining:
+            for pool in (*before.values(), *self._pools.values()):
+                self._adjust(pool)
+        self._leaving = {pool for pool in (*self._leaving, *before.values()) if pool.workers}
+
+    def _adjust(self, pool: _Pool) -> None:
+        """Let a pool have as many workers as it is to have; one that runs a job leaves after it."""
+        while pool.surplus < 0:
+            name = f"asyncproxy-{pool.upstream.name}-{len(pool.workers)}"
+            worker = asyncio.create_task(self._work(pool), name=name)
+            for tasks in (pool.workers, self._workers):
+                tasks.add(worker)
+                worker.add_done_callback(tasks.discard)
+        # Only those who wait: whoever has a job has to see to its end.
+        for worker in list(pool.idle)[: max(0, pool.surplus)]:
+            pool.workers.discard(worker)
+            worker.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Claim nothing any more, and give the calls in flight ``grace_s`` to end.
@@ -178,7 +221,10 @@ class Dispatcher:
     @property
     def calls(self) -> Mapping[str, int]:
         """Calls in flight, by upstream."""
-        return {name: pool.calls for name, pool in self._pools.items()}
+        found = Counter({name: pool.calls for name, pool in self._pools.items()})
+        for pool in self._leaving:
+            found[pool.upstream.name] += pool.calls
+        return found
 
     @property
     def concurrency(self) -> Mapping[str, int]:
@@ -199,13 +245,23 @@ class Dispatcher:
         return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
 
     async def _work(self, pool: _Pool) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
         while not self.draining:
+            if pool.surplus > 0:
+                pool.workers.discard(worker)  # at once: one that is too many, and not all of them
+                if pool.leaving and not pool.workers:
+                    self._leaving.discard(pool)
+                return
+            pool.idle.add(worker)
             try:
                 claim = await self._store.claim(pool.upstream.name)
             except Exception:
                 logger.exception("no job can be claimed: an error inside the proxy")
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
                 continue
+            finally:
+                pool.idle.discard(worker)
             try:
                 await self._run(claim, pool)
             except Exception:

@@ -151,7 +151,7 @@ class PassThrough:
     ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
         """The body to send on, and where to."""
         data: bytes | AsyncIterator[bytes] | None = None
-        name = self._routes.first
+        model: str | None = None
         if body is not None or request.can_read_body:
             if body is not None:
                 data = body.pop()
@@ -165,8 +165,8 @@ class PassThrough:
                 exchange.received_bytes = len(data)
             if self._routes.needs_model and path.startswith("/v1/") and isinstance(data, bytes):
                 model = submission.model_of(data)
-                if model is not None:
-                    name = self._routes.upstream_for(model)
+        # After the last await: the upstreams may be others than when the request began.
+        name = self._routes.first if model is None else self._routes.upstream_for(model)
         exchange.upstream = name
         return data, self._upstreams[name]
 

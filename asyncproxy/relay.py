@@ -56,8 +56,8 @@ class Relay:
         self._pass_on = pass_on
         self._intake = intake
         self._observer = observer
-        self._hold_s = hold_s
-        self._max_hops = max_hops
+        self.hold_s = hold_s
+        self.max_hops = max_hops
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
         """Add the relayed paths of ``endpoints``. All others pass as if ``/relay`` were not there."""
@@ -116,10 +116,10 @@ class Relay:
     async def _hold(
         self, endpoint: Endpoint, request: web.Request, job: Job | Finished, *, hop: int
     ) -> web.StreamResponse:
-        job = await self._service.wait(job, self._hold_s)
+        job = await self._service.wait(job, self.hold_s)
         if isinstance(job, Finished):
             return await self._deliver(request, job, keep_s=_KEEP_DELIVERED_S if hop else 0)
-        if hop >= self._max_hops:
+        if hop >= self.max_hops:
             raise StillRunning(
                 "The call is still running. The same request again goes on waiting for it."
             )

@@ -84,7 +84,7 @@ class JobService:
         self._routes = routes
         self._keys = keys
         self._key, *self._older_keys = store.credential_keys
-        self._lifetimes = lifetimes
+        self.lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
         self._observer = observer
@@ -201,7 +201,7 @@ class JobService:
         """Seconds to wait for a client that says so in ``?wait=`` or ``Prefer``. None: it does not."""
         if query is None and prefer is None:
             return None
-        return submission.wait(query, prefer, max_s=self._lifetimes.max_wait_s)
+        return submission.wait(query, prefer, max_s=self.lifetimes.max_wait_s)
 
     async def delete(self, job: Job | Finished) -> None:
         """Forget a job, and stop its call. Raises :class:`JobNotFound` if it is gone already."""
@@ -219,7 +219,7 @@ class JobService:
         return self._dispatcher.retry_after_s(job)
 
     def _job(self, endpoint: Endpoint, request: web.Request, caller: Caller, asked: Submission) -> Job:
-        lifetimes = self._lifetimes
+        lifetimes = self.lifetimes
         fallbacks = asked.fallbacks
         return Job(
             id=self._new_id(),
