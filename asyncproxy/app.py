@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,7 +11,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from asyncproxy import settings
+from asyncproxy import settings, tracing
 from asyncproxy.admin import Admin
 from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
@@ -31,6 +33,7 @@ from asyncproxy.service import JobService
 from asyncproxy.stores.base import Store
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.stores.observed import ObservedStore
+from asyncproxy.tracing import Tracer
 from asyncproxy.upstream import Upstream
 from asyncproxy.upstreams import Upstreams
 
@@ -53,6 +56,7 @@ class Proxy:
 
     config: Config
     observer: Observer
+    tracer: Tracer
     metrics: Metrics
     intake: Intake
     keys: KeyRing
@@ -70,6 +74,8 @@ class Proxy:
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
         async with AsyncExitStack() as stack:
+            # Last, in a thread: what is left goes out over the network.
+            stack.push_async_callback(asyncio.to_thread, self.tracer.close)
             await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
             await stack.enter_async_context(self.upstreams.connected())
             await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
@@ -153,6 +159,7 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 def _compose(config: Config, *, whole: bool) -> Proxy:
     metrics = Metrics()
     observer = Observers([LogObserver(), metrics])
+    tracer = tracing.from_environment(os.environ)
     store = ObservedStore(MemoryStore(settings.limits(config)), observer)
     upstreams = Upstreams(settings.upstream_options(config))
     routes = ModelRoutes(settings.patterns(config))
@@ -162,6 +169,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         deadline_s=config.jobs.deadline,
         observer=observer,
         route=routes.upstream_for,
+        tracer=tracer,
     )
     bodies = settings.bodies(config)
     intake = Intake(
@@ -179,6 +187,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         keys=keys,
         new_id=new_id,
         observer=observer,
+        tracer=tracer,
         lifetimes=settings.lifetimes(config),
     )
     pass_through = PassThrough(
@@ -187,6 +196,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         intake=intake,
         keys=keys,
         observer=observer,
+        tracer=tracer,
         new_id=new_id,
     )
     relay = Relay(
@@ -206,6 +216,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     return Proxy(
         config=config,
         observer=observer,
+        tracer=tracer,
         metrics=metrics,
         intake=intake,
         keys=keys,

@@ -47,7 +47,8 @@ from asyncproxy.events import (
 from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store
-from asyncproxy.tracecontext import trace_id
+from asyncproxy.tracecontext import carried, trace_id
+from asyncproxy.tracing import ATTEMPT, ENDPOINT, JOB, MODEL, UPSTREAM, Span, Tracer
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher", "Policy"]
@@ -118,6 +119,7 @@ class Dispatcher:
         deadline_s: float,
         observer: Observer,
         route: Callable[[str], str],
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -127,6 +129,7 @@ class Dispatcher:
         self._deadline_s = deadline_s
         self._observer = observer
         self._route = route
+        self._tracer = tracer or Tracer()
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
@@ -286,13 +289,17 @@ class Dispatcher:
         self._rate_limits.started(job)
         if job.claims == 1:
             self._observer.job_started(JobStarted(job.id, job.endpoint, job.upstream, queued_s))
+            self._start_span("queue", job, started_at=job.created_at).end()
+        span = self._start_span("attempt", job, outward=True)
         pool.calls += 1
         try:
-            outcome = await self._send(claim, pool.upstream, self._deadline_s - queued_s)
+            traced = _traced(claim, span)
+            outcome = await self._send(traced, pool.upstream, self._deadline_s - queued_s)
         except BaseException as error:
             aborted = isinstance(error, asyncio.CancelledError)
             ended = "aborted" if aborted else InternalError.code
             self._call_ended(job, ended, self._monotonic() - started)
+            span.end(ended)
             self._rate_limits.ended(job, progress=False)
             if not aborted:
                 raise
@@ -305,10 +312,25 @@ class Dispatcher:
             pool.calls -= 1
         call_s = self._monotonic() - started
         self._call_ended(job, _outcome(outcome), call_s)
+        _end_span(span, outcome)
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
         if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
             said = _said(outcome, claim.call, pool.policy.hidden)
             await self._finish(job, outcome, queued_s=queued_s, call_s=call_s, said=said)
+
+    def _start_span(
+        self, name: str, job: Job, *, started_at: float | None = None, outward: bool = False
+    ) -> Span:
+        attributes = {
+            JOB: job.id,
+            ENDPOINT: job.endpoint,
+            UPSTREAM: job.upstream,
+            MODEL: job.model,
+            ATTEMPT: job.attempts + 1,
+        }
+        return self._tracer.start(
+            name, job.traceparent, attributes, started_at=started_at, outward=outward
+        )
 
     def _call_ended(self, job: Job, outcome: str, duration_s: float) -> None:
         attempt = job.attempts + 1
@@ -521,6 +543,21 @@ class Dispatcher:
 def _outcome(outcome: Answer | CallError) -> str:
     """How a call ended, in one of a few words."""
     return status_class(outcome.status) if isinstance(outcome, Answer) else outcome.code
+
+
+def _traced(claim: Claim, span: Span) -> Claim:
+    """``claim`` with a call that names its span, if that is recorded."""
+    if not span.traceparent:
+        return claim
+    headers = tuple(carried(claim.call.headers, span.traceparent))
+    return Claim(claim.job, msgspec.structs.replace(claim.call, headers=headers))
+
+
+def _end_span(span: Span, outcome: Answer | CallError) -> None:
+    if isinstance(outcome, CallError):
+        span.end(outcome.code)
+    else:
+        span.end("" if 200 <= outcome.status < 300 else str(outcome.status), outcome.status)
 
 
 def _said(outcome: Answer | CallError, call: Call, hidden: Collection[str]) -> str:

@@ -106,8 +106,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     ``claims`` how often a worker has taken the job: whoever holds an earlier claim than the last one
     has lost it, and what it says of the job any more does not count. ``fallbacks`` are the models
     still to be tried, ``fallback_index`` is how many have been: 0 is the model that was asked for,
-    None a job that was submitted without fallbacks. ``request_id`` and ``traceparent`` are the
-    client's, empty if it sent none: for the log and for traces.
+    None a job that was submitted without fallbacks. ``request_id`` is the client's, empty if it
+    sent none. ``traceparent`` names what the calls are part of: the span of the submit where there are
+    spans, or else the client's, if it sent one.
     """
 
     id: str

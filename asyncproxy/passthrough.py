@@ -26,7 +26,8 @@ from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes, loggable
-from asyncproxy.tracecontext import trace_id
+from asyncproxy.tracecontext import carried, trace_id
+from asyncproxy.tracing import METHOD, NO_SPAN, PATH, UPSTREAM, Tracer
 from asyncproxy.upstream import Upstream, describe, translate
 
 __all__ = ["PassThrough"]
@@ -50,6 +51,7 @@ class PassThrough:
         intake: Intake,
         keys: KeyRing,
         observer: Observer,
+        tracer: Tracer,
         new_id: Callable[[], str],
     ) -> None:
         self._upstreams = upstreams
@@ -57,6 +59,7 @@ class PassThrough:
         self._intake = intake
         self._keys = keys
         self._observer = observer
+        self._tracer = tracer
         self._new_id = new_id
         self._under_way: set[_Exchange] = set()
         self._all_done = asyncio.Event()
@@ -96,6 +99,7 @@ class PassThrough:
             self._under_way.discard(exchange)
             if not self._under_way:
                 self._all_done.set()
+            exchange.end_span()
             self._observer.request_passed(exchange.event())
 
     async def drain(self, grace_s: float) -> None:
@@ -124,6 +128,14 @@ class PassThrough:
         sent = upstream_headers(
             request, self._keys, found[0] if found else None, request_id=exchange.request_id
         )
+        exchange.span = self._tracer.start(
+            "pass-through",
+            request.headers.get("traceparent", ""),
+            {METHOD: request.method, PATH: loggable(path), UPSTREAM: upstream.name},
+            outward=True,
+        )
+        if exchange.span.traceparent:
+            sent = carried(sent, exchange.span.traceparent)
         length = request.headers.get("Content-Length")
         if length is not None:
             sent.append(("Content-Length", length))
@@ -189,6 +201,7 @@ class _Exchange:
         self.outcome = "ok"
         self.detail = ""
         self.head_sent = False
+        self.span = NO_SPAN
         self.received_bytes = 0
         self.refusal: ApiError | None = None
         self._request = request
@@ -293,6 +306,11 @@ class _Exchange:
                 transport.abort()
         return _Relayed(keep_alive=False)
 
+    def end_span(self) -> None:
+        """End the span that was started for it, if one was."""
+        failed = "" if self.status < 400 else str(self.status)
+        self.span.end(failed if self.outcome == "ok" else self.outcome, self.status)
+
     def event(self) -> RequestPassed:
         return RequestPassed(
             method=self._request.method,
@@ -306,7 +324,7 @@ class _Exchange:
             detail=self.detail,
             received_bytes=self.received_bytes,
             first_byte_s=self._first_byte_s,
-            trace_id=trace_id(self._request.headers.get("traceparent")),
+            trace_id=trace_id(self.span.traceparent or self._request.headers.get("traceparent")),
         )
 
 

@@ -14,7 +14,7 @@ from asyncproxy import credentials, forms, headers, submission, tracecontext
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
-from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown
+from asyncproxy.errors import ApiError, InternalError, JobNotFound, ShuttingDown
 from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.intake import Intake
 from asyncproxy.jobs import Call, Fallback, Finished, Job
@@ -22,6 +22,7 @@ from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
+from asyncproxy.tracing import ENDPOINT, JOB, MODEL, Tracer
 
 __all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
 
@@ -76,6 +77,7 @@ class JobService:
         lifetimes: Lifetimes,
         new_id: Callable[[], str],
         observer: Observer,
+        tracer: Tracer,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -88,6 +90,7 @@ class JobService:
         self._clock = clock
         self._new_id = new_id
         self._observer = observer
+        self._tracer = tracer
         self.waiting = 0  # clients that are held until a job ends
 
     async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
@@ -138,13 +141,21 @@ class JobService:
         """Make a job of a request that was checked, or find the one that ``alias`` names."""
         if self._dispatcher.draining:  # it may have begun while the body was read
             raise _shutting_down()
+        given = tracecontext.valid(request.headers.get("traceparent"))
+        span = self._tracer.start("submit", given, {ENDPOINT: endpoint.name, MODEL: asked.model})
+        outcome = InternalError.code
         try:
-            job = self._job(endpoint, request, caller, asked)
+            job = self._job(endpoint, request, caller, asked, span.traceparent or given)
             call = self._call(endpoint, request, caller, asked.body, job.id)
             there = await self._store.create(job, call, alias)
+            span.note(JOB, job.id if there is None else there.id)
+            outcome = ""
         except ApiError as error:
+            outcome = error.code
             error.model = asked.model
             raise
+        finally:
+            span.end(outcome)
         if there is not None:
             return Submitted(there, replayed=True)
         self._observer.job_submitted(JobSubmitted(job.id, job.endpoint, job.upstream))
@@ -218,7 +229,14 @@ class JobService:
         """Whole seconds after which a poll is likely to find ``job`` done."""
         return self._dispatcher.retry_after_s(job)
 
-    def _job(self, endpoint: Endpoint, request: web.Request, caller: Caller, asked: Submission) -> Job:
+    def _job(
+        self,
+        endpoint: Endpoint,
+        request: web.Request,
+        caller: Caller,
+        asked: Submission,
+        traceparent: str,
+    ) -> Job:
         lifetimes = self.lifetimes
         fallbacks = asked.fallbacks
         return Job(
@@ -238,7 +256,7 @@ class JobService:
             ),
             fallback_index=None if fallbacks is None else 0,
             request_id=_request_id(request),
-            traceparent=tracecontext.valid(request.headers.get("traceparent")),
+            traceparent=traceparent,
         )
 
     def _call(

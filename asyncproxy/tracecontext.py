@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["trace_id", "valid"]
+__all__ = ["carried", "format_traceparent", "trace_id", "valid"]
 
 # Of version 00, or of a later one as far as it is known: then more may follow.
 _TRACEPARENT: Final = re.compile(
@@ -27,3 +28,14 @@ def valid(traceparent: str | None) -> str:
 def trace_id(traceparent: str | None) -> str:
     """The id of the trace, 32 hexadecimal digits, or empty if there is none."""
     return valid(traceparent)[3:35]
+
+
+def format_traceparent(trace: int, span: int, flags: int) -> str:
+    """The ``traceparent`` of a span."""
+    return f"00-{trace:032x}-{span:016x}-{flags:02x}"
+
+
+def carried(headers: Iterable[tuple[str, str]], traceparent: str) -> list[tuple[str, str]]:
+    """``headers`` with another ``traceparent``: whoever gets them is one step further down."""
+    others = [pair for pair in headers if pair[0].lower() != "traceparent"]
+    return [*others, ("traceparent", traceparent)]
