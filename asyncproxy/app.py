@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -11,25 +13,32 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
+from asyncproxy import settings, tracing
 from asyncproxy.admin import Admin
 from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
-from asyncproxy.config import Config, UpstreamConfig
+from asyncproxy.config import Config
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher, Policy
-from asyncproxy.endpoints import ENDPOINTS, Endpoint
 from asyncproxy.errors import StartupError
+from asyncproxy.events import Observer, Observers
+from asyncproxy.health import Health
 from asyncproxy.ids import RandomIds
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.logs import LogObserver
+from asyncproxy.loop_lag import measuring_lag
+from asyncproxy.metrics import Metrics
 from asyncproxy.middleware import answering_errors
 from asyncproxy.passthrough import PassThrough
 from asyncproxy.relay import Relay
 from asyncproxy.routing import ModelRoutes
-from asyncproxy.service import JobService, Lifetimes
-from asyncproxy.stores.base import Limits, Store
+from asyncproxy.service import JobService
+from asyncproxy.stores.base import Store
 from asyncproxy.stores.memory import MemoryStore
-from asyncproxy.upstream import Upstream, UpstreamOptions
+from asyncproxy.stores.observed import ObservedStore
+from asyncproxy.tracing import Tracer
+from asyncproxy.upstream import Upstream
+from asyncproxy.upstreams import Upstreams
 
 __all__ = ["PROXY", "Proxy", "build_app", "setup"]
 
@@ -44,13 +53,20 @@ _READ_BUFFER: Final = 64 * 1024
 _KEEPALIVE_FACTOR: Final = 1.25
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Proxy:
-    """The parts of a running proxy."""
+    """The parts of a running proxy, and the configuration that they have."""
 
     config: Config
+    observer: Observer
+    tracer: Tracer
+    metrics: Metrics
+    intake: Intake
+    keys: KeyRing
+    routes: ModelRoutes
+    service: JobService
     store: Store
-    upstreams: dict[str, Upstream]
+    upstreams: Upstreams
     dispatcher: Dispatcher
     api: Api
     admin: Admin
@@ -61,11 +77,35 @@ class Proxy:
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
         async with AsyncExitStack() as stack:
-            for upstream in self.upstreams.values():
-                await stack.enter_async_context(upstream.connected())
+            # Last, in a thread: what is left goes out over the network.
+            stack.push_async_callback(asyncio.to_thread, self.tracer.close)
+            await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
+            await stack.enter_async_context(self.upstreams.connected())
             await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
             await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
+            if self.config.admin_address is not None:
+                await stack.enter_async_context(self.admin.listening(*self.config.admin_address))
             yield
+
+    async def reconfigure(self, config: Config) -> list[str]:
+        """Work by another configuration from now on; no connection, call or job is cut.
+
+        The keys whose change needs a restart: they stay as they were. If it raises, all does.
+        """
+        config, fixed = settings.as_far_as_it_can_change(self.config, config)
+        following = await self.upstreams.prepare(settings.upstream_options(config))
+        # From here on nothing awaits, and nothing can fail: no request sees one half of it.
+        self.config = config
+        self.upstreams.replace(following)
+        self.routes.replace(settings.patterns(config))
+        self.dispatcher.reconfigure(_pools(config, self.upstreams), deadline_s=config.jobs.deadline)
+        self.keys.replace(settings.auth_keys(config))
+        self.service.lifetimes = settings.lifetimes(config)
+        self.store.limits = settings.limits(config)
+        self.intake.max_bytes, self.intake.max_total_bytes = settings.bodies(config)
+        self.relay.hold_s = config.jobs.relay_hold
+        self.relay.max_hops = config.jobs.relay_max_hops
+        return fixed
 
 
 PROXY: Final = web.AppKey("asyncproxy", Proxy)
@@ -75,7 +115,7 @@ def build_app(config: Config) -> web.Application:
     """The whole proxy: an application, :func:`setup`, the paths of the gateway, the pass-through."""
     app = web.Application(handler_args=server_options(config))
     _setup(app, config, whole=True)
-    proxy, endpoints = app[PROXY], _endpoints(config)
+    proxy, endpoints = app[PROXY], settings.endpoints(config)
     proxy.relay.add_routes(app.router, endpoints)
     proxy.by_header.add_routes(app.router, endpoints)
     app.router.add_route(
@@ -100,19 +140,18 @@ def setup(app: web.Application, config: Config) -> None:
 def _setup(app: web.Application, config: Config, *, whole: bool) -> None:
     proxy = _compose(config, whole=whole)
     app[PROXY] = proxy
-    proxy.api.add_routes(app.router, _endpoints(config))
-    proxy.admin.add_routes(app.router)
+    proxy.api.add_routes(app.router, settings.endpoints(config))
+    if config.admin_address is None:
+        proxy.admin.add_routes(app.router)
+    else:
+        proxy.admin.keep_away(app.router)
     app.cleanup_ctx.append(proxy.running)
-
-
-def _endpoints(config: Config) -> list[Endpoint]:
-    return [ENDPOINTS[name] for name in config.jobs.endpoints]
 
 
 def _paths(config: Config, *, whole: bool) -> frozenset[str]:
     """The paths that the routes of the parts have: those of :func:`setup`, or of the whole proxy."""
     paths = set()
-    for endpoint in _endpoints(config):
+    for endpoint in settings.endpoints(config):
         job = f"{endpoint.async_path}/{{id}}"
         paths |= {endpoint.async_path, job, f"{job}/content"}
         if whole:
@@ -121,29 +160,27 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
-    jobs = config.jobs
-    store = _store(config)
-    upstreams = {
-        upstream.name: Upstream(_upstream_options(upstream, jobs.max_result_bytes))
-        for upstream in config.upstreams
-    }
-    observer = LogObserver()
-    routes = ModelRoutes([(upstream.name, upstream.models) for upstream in config.upstreams])
+    metrics = Metrics()
+    observer = Observers([LogObserver(), metrics])
+    tracer = tracing.from_environment(os.environ)
+    store = ObservedStore(_store(config), observer)
+    upstreams = Upstreams(settings.upstream_options(config))
+    routes = ModelRoutes(settings.patterns(config))
     dispatcher = Dispatcher(
         store,
-        [(upstreams[upstream.name], _policy(upstream)) for upstream in config.upstreams],
-        deadline_s=jobs.deadline,
+        _pools(config, upstreams),
+        deadline_s=config.jobs.deadline,
         observer=observer,
         route=routes.upstream_for,
+        tracer=tracer,
     )
-    # A body that fills all that waiting requests may take is as much as can ever be accepted.
-    largest = min(jobs.max_request_bytes, config.store.max_bytes // 2)
+    bodies = settings.bodies(config)
     intake = Intake(
-        max_bytes=largest,
-        max_total_bytes=config.store.max_bytes // 2,
+        max_bytes=bodies.max_bytes,
+        max_total_bytes=bodies.max_total_bytes,
         timeout_s=config.client_timeout,
     )
-    keys = KeyRing([key.get_secret_value() for key in config.auth.keys], store.credential_keys[0])
+    keys = KeyRing(settings.auth_keys(config), store.credential_keys[0])
     new_id = RandomIds()
     service = JobService(
         store=store,
@@ -152,7 +189,9 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         routes=routes,
         keys=keys,
         new_id=new_id,
-        lifetimes=Lifetimes(int(jobs.result_ttl) or 1, int(jobs.max_result_ttl) or 1, jobs.max_wait),
+        observer=observer,
+        tracer=tracer,
+        lifetimes=settings.lifetimes(config),
     )
     pass_through = PassThrough(
         upstreams=upstreams,
@@ -160,22 +199,37 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         intake=intake,
         keys=keys,
         observer=observer,
+        tracer=tracer,
         new_id=new_id,
     )
     relay = Relay(
         service,
         pass_through.send,
         intake=intake,
-        hold_s=jobs.relay_hold,
-        max_hops=jobs.relay_max_hops,
+        observer=observer,
+        hold_s=config.jobs.relay_hold,
+        max_hops=config.jobs.relay_max_hops,
+    )
+    health = Health(
+        store=store,
+        dispatcher=dispatcher,
+        waiting=lambda: service.waiting,
+        passing=lambda: pass_through.under_way,
     )
     return Proxy(
         config=config,
+        observer=observer,
+        tracer=tracer,
+        metrics=metrics,
+        intake=intake,
+        keys=keys,
+        routes=routes,
+        service=service,
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
         api=Api(service),
-        admin=Admin(dispatcher, _paths(config, whole=whole)),
+        admin=Admin(health, metrics, _paths(config, whole=whole)),
         pass_through=pass_through,
         by_header=ByHeader(service, pass_through.handle),
         relay=relay,
@@ -184,8 +238,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
 
 def _store(config: Config) -> Store:
     """The store that the URL names. Those that need a library are loaded only then."""
-    jobs, store = config.jobs, config.store
-    limits = Limits(jobs.max_pending, jobs.max_pending_per_credential, store.max_bytes)
+    store, limits = config.store, settings.limits(config)
     scheme, _, rest = store.url.partition(":")
     if scheme == "memory":
         return MemoryStore(limits)
@@ -195,7 +248,7 @@ def _store(config: Config) -> Store:
         return SqliteStore(
             Path(unquote(rest.removeprefix("//"))),
             limits,
-            keys=store.keys,
+            keys=store.encryption_keys,
             seal_outcomes=store.encrypt_results,
             full_durability=store.durability == "full",
         )
@@ -210,33 +263,15 @@ def _store(config: Config) -> Store:
     return RedisStore(
         store.url,
         limits,
-        keys=store.keys,
+        keys=store.encryption_keys,
         seal_outcomes=store.encrypt_results,
         prefix=store.prefix,
         lease_s=store.lease,
     )
 
 
-def _upstream_options(config: UpstreamConfig, max_result_bytes: int) -> UpstreamOptions:
-    return UpstreamOptions(
-        name=config.name,
-        base_url=config.base_url,
-        headers=[(name, secret.get_secret_value()) for name, secret in config.headers.items()],
-        connect_s=config.timeout.connect,
-        total_s=config.timeout.total,
-        max_result_bytes=max_result_bytes,
-        ca_file=config.ca_file,
-        insecure_skip_verify=config.insecure_skip_verify,
-    )
-
-
-def _policy(config: UpstreamConfig) -> Policy:
-    return Policy(
-        concurrency=config.concurrency,
-        attempts=config.retry.attempts,
-        backoff_s=config.retry.backoff,
-        max_backoff_s=config.retry.max_backoff,
-    )
+def _pools(config: Config, upstreams: Upstreams) -> list[tuple[Upstream, Policy]]:
+    return [(upstreams[one.name], settings.policy(one)) for one in config.upstreams]
 
 
 def server_options(config: Config) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from asyncproxy import credentials
@@ -17,6 +18,7 @@ from asyncproxy.app import PROXY, Proxy, build_app
 from asyncproxy.config import Config, dump_config, load_config
 from asyncproxy.errors import ConfigError, StartupError, StoreUnavailable
 from asyncproxy.logs import logging_to_stderr
+from asyncproxy.reload import Reload
 from asyncproxy.server import listening
 from asyncproxy.stores.base import Store
 from asyncproxy.supervisor import Supervisor, reserved
@@ -95,16 +97,21 @@ def _seconds(text: str) -> float:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    config = _configured(arguments)
+    with logging_to_stderr(config.log.level, config.log.format) as log:
+        read = None if arguments.config is None else lambda: _configured(arguments)
+        if arguments.workers > 1:
+            return _supervise(arguments, config)
+        reload = Reload(read, log=log, warn=_warn)
+        return _run(lambda: serve(config, reload=reload, worker=arguments.worker))
+
+
+def _configured(arguments: argparse.Namespace) -> Config:
     if arguments.config is not None:
         config = load_config(arguments.config)
     else:
         config = load_config({"upstreams": [{"base_url": arguments.upstream}]}, environ={})
-    if arguments.listen is not None:
-        config = _listening_on(config, arguments.listen)
-    with logging_to_stderr(config.log.level, config.log.format):
-        if arguments.workers > 1:
-            return _supervise(arguments, config)
-        return _run(lambda: serve(config, worker=arguments.worker))
+    return config if arguments.listen is None else _listening_on(config, arguments.listen)
 
 
 def _supervise(arguments: argparse.Namespace, config: Config) -> int:
@@ -127,7 +134,7 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
             return runner.run(supervisor.run(ready))
 
 
-def _announce(url: str, config: Config, how: str = "") -> None:
+def _announce(url: str, config: Config, how: str) -> None:
     names = ", ".join(upstream.name for upstream in config.upstreams)
     print(f"asyncproxy {__version__} listens on {url}, in front of {names}{how}", flush=True)
 
@@ -138,6 +145,11 @@ def _check(arguments: argparse.Namespace) -> int:
     for warning in _warnings(config):
         print(f"asyncproxy: warning: {warning}", file=sys.stderr)
     return 0
+
+
+def _warn(config: Config) -> None:
+    for warning in _warnings(config):
+        logger.warning(warning)
 
 
 def _warnings(config: Config) -> Iterator[str]:
@@ -182,24 +194,34 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 async def serve(
-    config: Config, *, announce: Callable[[str], None] | None = None, worker: bool = False
+    config: Config,
+    *,
+    announce: Callable[[str], None] | None = None,
+    reload: Reload | None = None,
+    worker: bool = False,
 ) -> None:
     """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout.
 
-    ``worker``: others listen on the same address, and the end of stdin is the end of their supervisor.
+    ``reload`` is what SIGHUP does; without one it ends the process, as ever. ``worker``: others listen
+    on the same address, and the end of stdin is the end of their supervisor.
     """
     _allow_many_connections()
-    for warning in _warnings(config):
-        logger.warning(warning)
+    _warn(config)
     app = build_app(config)
     _spare_the_collector()
     stop, now = _stop_signals()
     if worker:
         _stop_at_the_end_of_stdin(stop)
     timeout_s = config.client_timeout
-    async with listening(app, *config.address, send_timeout_s=timeout_s, reuse_port=worker) as url:
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(
+            listening(app, *config.address, send_timeout_s=timeout_s, reuse_port=worker)
+        )
+        if reload is not None:
+            await stack.enter_async_context(reload.at_hangup(app[PROXY]))
         if announce is None:
-            _announce(url, config)
+            pages = app[PROXY].admin.url
+            _announce(url, config, f", its own pages on {pages}" if pages else "")
         else:
             announce(url)
         await stop.wait()

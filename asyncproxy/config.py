@@ -313,7 +313,7 @@ class StoreConfig(_Section):
         return self
 
     @property
-    def keys(self) -> tuple[bytes, ...]:
+    def encryption_keys(self) -> tuple[bytes, ...]:
         """The encryption keys, 32 bytes each, the one to seal with first."""
         return () if self.encryption_key is None else _keys_in(self.encryption_key.get_secret_value())
 
@@ -341,6 +341,8 @@ class Config(_Section):
 
     listen: str = "127.0.0.1:8080"
     """host:port. Port 0 takes a free one; no host means all interfaces."""
+    admin_listen: str | None = None
+    """host:port for what is under /-/, which is then not on `listen` any more."""
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
     """The gateways. The first gets what belongs to none in particular."""
     auth: AuthConfig = AuthConfig()
@@ -352,10 +354,11 @@ class Config(_Section):
     """How long calls in flight may go on after SIGTERM."""
     log: LogConfig = LogConfig()
 
-    @field_validator("listen")
+    @field_validator("listen", "admin_listen")
     @classmethod
-    def _is_address(cls, value: str) -> str:
-        _split_address(value)
+    def _is_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            _split_address(value)
         return value
 
     @field_validator("upstreams")
@@ -364,6 +367,17 @@ class Config(_Section):
         if len({upstream.name for upstream in value}) < len(value):
             raise ValueError("upstreams that each have a `name` of their own")
         return value
+
+    @model_validator(mode="after")
+    def _addresses_differ(self) -> Config:
+        if self.admin_address == self.address and self.address[1] != 0:
+            raise ValueError("an admin_listen with a port of its own")
+        return self
+
+    @property
+    def admin_address(self) -> tuple[str | None, int] | None:
+        """The same of our own pages, if they have an address of their own."""
+        return None if self.admin_listen is None else _split_address(self.admin_listen)
 
     @property
     def address(self) -> tuple[str | None, int]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import re
 from collections.abc import Iterable
 from typing import Final
+from urllib.parse import unquote_plus
 
 from multidict import MultiMapping, istr
 
-__all__ = ["HEADERS", "KeyRing", "digest", "find", "same"]
+__all__ = ["HEADERS", "KeyRing", "digest", "find", "masked", "same", "secrets"]
 
 HEADERS: Final = (
     istr("x-bf-vk"),
@@ -23,6 +25,13 @@ HEADERS: Final = (
     istr("api-key"),
     istr("x-goog-api-key"),
 )
+
+_SECRET_HEADERS: Final = frozenset(
+    {*(name.lower() for name in HEADERS), "cookie", "proxy-authorization"}
+)
+_SECRET_PARAMETER: Final = re.compile("key|token|secret|sig|password|auth", re.IGNORECASE)
+_LOOKS_SECRET: Final = re.compile(r"(?<=bearer )[^\s\"',;]+|\bsk-[\w-]{4,}", re.IGNORECASE)
+_LONG_SECRET: Final = 8
 
 
 def find(headers: MultiMapping[str]) -> tuple[str, str] | None:
@@ -36,6 +45,33 @@ def find(headers: MultiMapping[str]) -> tuple[str, str] | None:
         if credential:
             return name, credential
     return None
+
+
+def secrets(headers: Iterable[tuple[str, str]], query: str = "") -> set[str]:
+    """What of a request may be a credential: values of its headers, and of its query string."""
+    found: set[str] = set()
+    for name, value in headers:
+        if name.lower() in _SECRET_HEADERS:
+            scheme, _, key = value.partition(" ")
+            found |= {value.strip(), key.strip() or scheme}
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if _SECRET_PARAMETER.search(name):
+            found |= {value, unquote_plus(value)}
+    return found - {""}
+
+
+def masked(text: str, hidden: Iterable[str]) -> str:
+    """``text`` with ``***`` for each of ``hidden`` in it, and for what looks like a key.
+
+    For text of an upstream that goes into the log: some quote the key that they refuse.
+    """
+    for secret in sorted(hidden, key=len, reverse=True):
+        if len(secret) >= _LONG_SECRET:
+            text = text.replace(secret, "***")
+        else:  # as a word: a key that is one letter would leave nothing of the text
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
+    return _LOOKS_SECRET.sub("***", text)
 
 
 def digest(credential: str, key: bytes) -> bytes:
@@ -54,7 +90,11 @@ class KeyRing:
 
     def __init__(self, keys: Iterable[str], key: bytes) -> None:
         self._key = key
-        self._digests = tuple(digest(k, key) for k in keys)
+        self.replace(keys)
+
+    def replace(self, keys: Iterable[str]) -> None:
+        """Let in those with other keys from now on."""
+        self._digests = tuple(digest(key, self._key) for key in keys)
 
     def __bool__(self) -> bool:
         return bool(self._digests)

@@ -11,20 +11,22 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
 
-from asyncproxy import envelope, retry, submission
+from asyncproxy import credentials, envelope, retry, submission
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import (
     ApiError,
     CallError,
     DeadlineExceeded,
     IllegalTransition,
+    InternalError,
     Interrupted,
     InvalidUpstreamResponse,
     ModelNotFound,
@@ -32,10 +34,21 @@ from asyncproxy.errors import (
     StoreUnavailable,
     UpstreamTimeout,
 )
-from asyncproxy.events import JobFinished, Observer
+from asyncproxy.events import (
+    CallEnded,
+    FellBack,
+    JobFinished,
+    JobStarted,
+    Observer,
+    Paused,
+    Retried,
+    status_class,
+)
 from asyncproxy.jobs import Call, Job, JobStatus
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
+from asyncproxy.tracecontext import carried, trace_id
+from asyncproxy.tracing import ATTEMPT, ENDPOINT, JOB, MODEL, UPSTREAM, Span, Tracer
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher", "Policy"]
@@ -60,21 +73,34 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How jobs of one upstream are sent. ``attempts`` counts the first call too."""
+    """How jobs of one upstream are sent. ``attempts`` counts the first call too.
+
+    ``hidden`` is what it gets from us and must not be in the log, should it quote that in an error.
+    """
 
     concurrency: int = 64
     attempts: int = 3
     backoff_s: float = 0.5
     max_backoff_s: float = 30.0
+    hidden: frozenset[str] = field(default=frozenset(), repr=False)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Pool:
     """The workers of one upstream."""
 
     upstream: Upstream
     policy: Policy
     mean_call_s: float = 1.0
+    calls: int = 0  # in flight
+    workers: set[asyncio.Task[None]] = field(default_factory=set)
+    idle: set[asyncio.Task[None]] = field(default_factory=set)  # those that wait for a job
+    leaving: bool = False  # another one has taken its place
+
+    @property
+    def surplus(self) -> int:
+        """How many workers there are too many."""
+        return len(self.workers) - (0 if self.leaving else self.policy.concurrency)
 
 
 class Dispatcher:
@@ -93,6 +119,7 @@ class Dispatcher:
         deadline_s: float,
         observer: Observer,
         route: Callable[[str], str],
+        tracer: Tracer | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -102,10 +129,12 @@ class Dispatcher:
         self._deadline_s = deadline_s
         self._observer = observer
         self._route = route
+        self._tracer = tracer or Tracer()
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
         self._rate_limits = RateLimits()
+        self._leaving: set[_Pool] = set()  # replaced ones that still have calls in flight
         self._workers: set[asyncio.Task[None]] = set()
         self._calls: dict[str, asyncio.Task[None]] = {}  # job id → the worker that sends it
         self._aborted: set[str] = set()
@@ -115,17 +144,50 @@ class Dispatcher:
     async def running(self, *, grace_s: float) -> AsyncIterator[None]:
         """Work for the length of a ``with``; its end is a :meth:`drain`."""
         housekeeping = asyncio.create_task(self._keep_house(), name="asyncproxy-housekeeping")
-        self._workers = {
-            asyncio.create_task(self._work(pool), name=f"asyncproxy-{name}-{number}")
-            for name, pool in self._pools.items()
-            for number in range(pool.policy.concurrency)
-        }
+        for pool in self._pools.values():
+            self._adjust(pool)
         try:
             yield
         finally:
             await self.drain(grace_s)
             housekeeping.cancel()
             await asyncio.gather(housekeeping, return_exceptions=True)
+
+    def reconfigure(self, upstreams: Iterable[tuple[Upstream, Policy]], *, deadline_s: float) -> None:
+        """Send by other policies, or to other upstreams, from now on.
+
+        Calls in flight end where they are. Waiting jobs of an upstream that is gone find another one at
+        the next :meth:`tidy`.
+        """
+        self._deadline_s = deadline_s
+        before, self._pools = self._pools, {}
+        for upstream, policy in upstreams:
+            pool = before.get(upstream.name)
+            if pool is not None and pool.upstream is upstream:
+                del before[upstream.name]
+                pool.policy = policy
+            else:
+                pool = _Pool(upstream, policy, pool.mean_call_s if pool else 1.0)
+            self._pools[upstream.name] = pool
+        for pool in before.values():
+            pool.leaving = True
+        if not self.draining:
+            for pool in (*before.values(), *self._pools.values()):
+                self._adjust(pool)
+        self._leaving = {pool for pool in (*self._leaving, *before.values()) if pool.workers}
+
+    def _adjust(self, pool: _Pool) -> None:
+        """Let a pool have as many workers as it is to have; one that runs a job leaves after it."""
+        while pool.surplus < 0:
+            name = f"asyncproxy-{pool.upstream.name}-{len(pool.workers)}"
+            worker = asyncio.create_task(self._work(pool), name=name)
+            for tasks in (pool.workers, self._workers):
+                tasks.add(worker)
+                worker.add_done_callback(tasks.discard)
+        # Only those who wait: whoever has a job has to see to its end.
+        for worker in list(pool.idle)[: max(0, pool.surplus)]:
+            pool.workers.discard(worker)
+            worker.cancel()
 
     async def drain(self, grace_s: float) -> None:
         """Claim nothing any more, and give the calls in flight ``grace_s`` to end.
@@ -159,6 +221,19 @@ class Dispatcher:
         worker.cancel()
         return True
 
+    @property
+    def calls(self) -> Mapping[str, int]:
+        """Calls in flight, by upstream."""
+        found = Counter({name: pool.calls for name, pool in self._pools.items()})
+        for pool in self._leaving:
+            found[pool.upstream.name] += pool.calls
+        return found
+
+    @property
+    def concurrency(self) -> Mapping[str, int]:
+        """As many calls as may be in flight, by upstream."""
+        return {name: pool.policy.concurrency for name, pool in self._pools.items()}
+
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
         pool = self._pools.get(job.upstream)
@@ -173,7 +248,15 @@ class Dispatcher:
         return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
 
     async def _work(self, pool: _Pool) -> None:
+        worker = asyncio.current_task()
+        assert worker is not None
         while not self.draining:
+            if pool.surplus > 0:
+                pool.workers.discard(worker)  # at once: one that is too many, and not all of them
+                if pool.leaving and not pool.workers:
+                    self._leaving.discard(pool)
+                return
+            pool.idle.add(worker)
             try:
                 claim = await self._store.claim(pool.upstream.name)
             except UnreadableCall as error:
@@ -184,6 +267,8 @@ class Dispatcher:
                 logger.exception("no job can be claimed: an error inside the proxy")
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
                 continue
+            finally:
+                pool.idle.discard(worker)
             try:
                 await self._run(claim, pool)
             except Exception:
@@ -203,24 +288,59 @@ class Dispatcher:
     async def _run(self, claim: Claim, pool: _Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job = claim.job
-        remaining_s = job.created_at + self._deadline_s - self._clock()
+        queued_s = max(0.0, self._clock() - job.created_at)
         started = self._monotonic()
         self._rate_limits.started(job)
+        if job.claims == 1:
+            self._observer.job_started(JobStarted(job.id, job.endpoint, job.upstream, queued_s))
+            self._start_span("queue", job, started_at=job.created_at).end()
+        span = self._start_span("attempt", job, outward=True)
+        pool.calls += 1
         try:
-            outcome = await self._send(claim, pool.upstream, remaining_s)
+            traced = _traced(claim, span)
+            outcome = await self._send(traced, pool.upstream, self._deadline_s - queued_s)
         except BaseException as error:
+            aborted = isinstance(error, asyncio.CancelledError)
+            ended = "aborted" if aborted else InternalError.code
+            self._call_ended(job, ended, self._monotonic() - started)
+            span.end(ended)
             self._rate_limits.ended(job, progress=False)
-            if not isinstance(error, asyncio.CancelledError):
+            if not aborted:
                 raise
             if self._was_aborted(job):
                 self._rate_limits.forget(job)
                 return
             await self._give_back(job)
             raise
+        finally:
+            pool.calls -= 1
         call_s = self._monotonic() - started
+        self._call_ended(job, _outcome(outcome), call_s)
+        _end_span(span, outcome)
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
         if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
-            await self._finish(job, outcome, call_s)
+            said = _said(outcome, claim.call, pool.policy.hidden)
+            await self._finish(job, outcome, queued_s=queued_s, call_s=call_s, said=said)
+
+    def _start_span(
+        self, name: str, job: Job, *, started_at: float | None = None, outward: bool = False
+    ) -> Span:
+        attributes = {
+            JOB: job.id,
+            ENDPOINT: job.endpoint,
+            UPSTREAM: job.upstream,
+            MODEL: job.model,
+            ATTEMPT: job.attempts + 1,
+        }
+        return self._tracer.start(
+            name, job.traceparent, attributes, started_at=started_at, outward=outward
+        )
+
+    def _call_ended(self, job: Job, outcome: str, duration_s: float) -> None:
+        attempt = job.attempts + 1
+        self._observer.call_ended(
+            CallEnded(job.id, job.endpoint, job.upstream, attempt, outcome, duration_s)
+        )
 
     async def _send(self, claim: Claim, upstream: Upstream, remaining_s: float) -> Answer | CallError:
         job, call = claim
@@ -263,9 +383,14 @@ class Dispatcher:
         too_late = bool(asked_s) and self._clock() + delay_s >= job.created_at + self._deadline_s
         if failures >= policy.attempts or too_late:
             if limited:
+                self._observer.paused(Paused(job.upstream, delay_s))
                 await self._insist(job, lambda: self._store.pause(job.lane, delay_s))
             return False
         attempts = job.attempts if limited else failures
+        reason = str(outcome.status) if isinstance(outcome, Answer) else outcome.code
+        self._observer.retried(Retried(job.id, job.upstream, reason, delay_s))
+        if limited:
+            self._observer.paused(Paused(job.upstream, delay_s))
         await self._release(job, attempts=attempts, delay_s=delay_s, whole_lane=limited)
         return True
 
@@ -285,6 +410,7 @@ class Dispatcher:
             for name, value in call.headers
         )
         self._rate_limits.forget(job)
+        self._observer.fell_back(FellBack(job.id, job.upstream))
         job = msgspec.structs.replace(
             job,
             upstream=following.upstream,
@@ -302,8 +428,20 @@ class Dispatcher:
             return None
         return retry.retry_after(outcome.header(b"retry-after"), now=self._clock())
 
-    async def _finish(self, job: Job, outcome: Answer | ApiError, call_s: float = 0.0) -> None:
-        """Record the outcome of a claimed job. Every job that ends, ends here."""
+    async def _finish(
+        self,
+        job: Job,
+        outcome: Answer | ApiError,
+        *,
+        queued_s: float | None = None,
+        call_s: float = 0.0,
+        said: str = "",
+    ) -> None:
+        """Record the outcome of a claimed job. Every job that ends, ends here.
+
+        Without ``queued_s`` it ends without a call, and has waited all the time. ``said`` is what the
+        upstream said of a failure, for the log.
+        """
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
@@ -315,6 +453,7 @@ class Dispatcher:
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
         if await self._insist(job, lambda: self._store.finish(job, finished)):
+            total_s = max(0.0, now - job.created_at)
             self._observer.job_finished(
                 JobFinished(
                     job_id=job.id,
@@ -325,10 +464,13 @@ class Dispatcher:
                     status_code=finished.status_code,
                     code=error.code if error else "",
                     attempts=job.attempts + 1,
-                    total_s=now - job.created_at,
+                    total_s=total_s,
                     call_s=call_s,
-                    result_bytes=finished.end - finished.start,
-                    detail=error.detail if error else "",
+                    result_bytes=len(outcome.body) if isinstance(outcome, Answer) else 0,
+                    detail=(error.detail or error.message) if error else said,
+                    queued_s=total_s if queued_s is None else queued_s,
+                    request_id=job.request_id or job.id,
+                    trace_id=trace_id(job.traceparent),
                 )
             )
 
@@ -400,3 +542,33 @@ class Dispatcher:
 
     def _deadline_exceeded(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"The job was not done {self._deadline_s:g} s after its submission.")
+
+
+def _outcome(outcome: Answer | CallError) -> str:
+    """How a call ended, in one of a few words."""
+    return status_class(outcome.status) if isinstance(outcome, Answer) else outcome.code
+
+
+def _traced(claim: Claim, span: Span) -> Claim:
+    """``claim`` with a call that names its span, if that is recorded."""
+    if not span.traceparent:
+        return claim
+    headers = tuple(carried(claim.call.headers, span.traceparent))
+    return Claim(claim.job, msgspec.structs.replace(claim.call, headers=headers))
+
+
+def _end_span(span: Span, outcome: Answer | CallError) -> None:
+    if isinstance(outcome, CallError):
+        span.end(outcome.code)
+    else:
+        span.end("" if 200 <= outcome.status < 300 else str(outcome.status), outcome.status)
+
+
+def _said(outcome: Answer | CallError, call: Call, hidden: Collection[str]) -> str:
+    """What the upstream says of a failure, without the credentials that it was sent."""
+    if not isinstance(outcome, Answer) or 200 <= outcome.status < 300:
+        return ""
+    query = call.target.partition("?")[2]
+    return credentials.masked(
+        envelope.message_of(outcome), credentials.secrets(call.headers, query).union(hidden)
+    )

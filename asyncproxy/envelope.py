@@ -20,7 +20,17 @@ from asyncproxy.errors import ApiError, InvalidUpstreamResponse
 from asyncproxy.headers import CONTENT_LIMIT, response_lines
 from asyncproxy.jobs import Finished, Job, JobStatus, advance
 
-__all__ = ["Answer", "error_body", "failed", "finished", "live", "pieces", "size", "timestamp"]
+__all__ = [
+    "Answer",
+    "error_body",
+    "failed",
+    "finished",
+    "live",
+    "message_of",
+    "pieces",
+    "size",
+    "timestamp",
+]
 
 # Characters kept of an upstream's error that has no shape, and of a model name in an error.
 _MESSAGE_LIMIT: Final = 2000
@@ -226,17 +236,26 @@ class _OpenAIErrorBody(msgspec.Struct):
 _OPENAI_ERROR: Final = msgspec.json.Decoder(_OpenAIErrorBody)
 
 
-def _upstream_error(job: Job, answer: Answer) -> bytes:
+def message_of(answer: Answer) -> str:
+    """What an upstream says of a failure, in its own words."""
+    return _given_error(answer).message
+
+
+def _given_error(answer: Answer) -> _OpenAIError:
     try:
-        given = jsontext.parse(answer.body, _OPENAI_ERROR).error
-        error = {
-            "type": given.type,
-            "code": given.code,
-            "message": given.message,
-            "param": given.param,
-        }
+        return jsontext.parse(answer.body, _OPENAI_ERROR).error
     except (jsontext.InvalidText, msgspec.ValidationError):
         text = answer.body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
         message = text[:_MESSAGE_LIMIT] or f"The upstream answered {answer.status} with no body."
-        error = {"type": "upstream_error", "code": None, "message": message, "param": None}
+        return _OpenAIError(message, type="upstream_error")
+
+
+def _upstream_error(job: Job, answer: Answer) -> bytes:
+    given = _given_error(answer)
+    error = {
+        "type": given.type,
+        "code": given.code,
+        "message": given.message,
+        "param": given.param,
+    }
     return _shaped(answer.status, error, _extra_of(job))

@@ -22,7 +22,7 @@ class Intake:
 
     def __init__(self, *, max_bytes: int, max_total_bytes: int, timeout_s: float) -> None:
         self.max_bytes = max_bytes
-        self._max_total_bytes = max_total_bytes
+        self.max_total_bytes = max_total_bytes
         self._timeout_s = timeout_s
         self._total = 0
 
@@ -48,7 +48,7 @@ class Intake:
                 self._total += len(piece)
                 if size > self.max_bytes:
                     raise self._too_large()
-                if self._total > self._max_total_bytes:
+                if self._total > self.max_total_bytes:
                     error = Overloaded("Too much is being sent at once. Try again later.")
                     error.close = True
                     raise error

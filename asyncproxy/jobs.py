@@ -106,7 +106,9 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     ``claims`` how often a worker has taken the job: whoever holds an earlier claim than the last one
     has lost it, and what it says of the job any more does not count. ``fallbacks`` are the models
     still to be tried, ``fallback_index`` is how many have been: 0 is the model that was asked for,
-    None a job that was submitted without fallbacks.
+    None a job that was submitted without fallbacks. ``request_id`` is the client's, empty if it
+    sent none. ``traceparent`` names what the calls are part of: the span of the submit where there are
+    spans, or else the client's, if it sent one.
     """
 
     id: str
@@ -121,6 +123,8 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     claims: int = 0
     fallbacks: tuple[Fallback, ...] = ()
     fallback_index: int | None = None
+    request_id: str = ""
+    traceparent: str = ""
 
     @property
     def lane(self) -> Lane:
@@ -130,7 +134,8 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Bytes that a store has to keep for it, beside its call."""
         fallbacks = sum(_text_size(fallback.model) + _PER_TEXT for fallback in self.fallbacks)
-        return _text_size(self.model) + fallbacks + _PER_RECORD
+        texts = _text_size(self.model) + _text_size(self.request_id) + len(self.traceparent)
+        return texts + fallbacks + _PER_RECORD
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.endpoint!r}, {self.status.value})"

@@ -18,10 +18,10 @@ from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from typing import Any, Final
 
-from asyncproxy.events import JobFinished, RequestPassed
+from asyncproxy.events import JobFinished, Observer, RequestPassed, Retried, SubmitRefused
 from asyncproxy.jobs import JobStatus
 
-__all__ = ["LogObserver", "logging_to_stderr"]
+__all__ = ["Log", "LogObserver", "logging_to_stderr"]
 
 logger = logging.getLogger("asyncproxy")
 
@@ -31,7 +31,7 @@ _MOST_WAITING: Final = 10_000
 _LAST_WAIT_S: Final = 2.0
 
 
-class LogObserver:
+class LogObserver(Observer):
     """Writes one line per job outcome and per request that went through."""
 
     def job_finished(self, event: JobFinished) -> None:
@@ -41,6 +41,8 @@ class LogObserver:
             logging.INFO if theirs else logging.WARNING,
             "job " + event.status.value,
             job=event.job_id,
+            request_id=event.request_id,
+            trace_id=event.trace_id,
             endpoint=event.endpoint,
             upstream=event.upstream,
             model=event.model,
@@ -48,6 +50,7 @@ class LogObserver:
             code=event.code,
             attempts=event.attempts,
             total_ms=round(event.total_s * 1000),
+            queue_ms=round(event.queued_s * 1000),
             call_ms=round(event.call_s * 1000),
             bytes=event.result_bytes,
             detail=event.detail,
@@ -65,8 +68,22 @@ class LogObserver:
             bytes=event.sent_bytes,
             total_ms=round(event.total_s * 1000, 1),
             request_id=event.request_id,
+            trace_id=event.trace_id,
             detail=event.detail,
         )
+
+    def retried(self, event: Retried) -> None:
+        _log(
+            logging.DEBUG,
+            "job retried",
+            job=event.job_id,
+            upstream=event.upstream,
+            reason=event.reason,
+            delay_ms=round(event.delay_s * 1000),
+        )
+
+    def submit_refused(self, event: SubmitRefused) -> None:
+        _log(logging.DEBUG, "submit refused", endpoint=event.endpoint, code=event.code)
 
 
 def _log(level: int, message: str, **fields: object) -> None:
@@ -140,16 +157,28 @@ class _Outbox(QueueHandler):
             self.dropped += 1
 
 
+class Log:
+    """The log of this process while it is written to stderr."""
+
+    def __init__(self, writer: logging.Handler) -> None:
+        self._writer = writer
+
+    def configure(self, level: str, style: str) -> None:
+        """Write lines from ``level`` on, as ``text`` or ``json``. Lines that wait change too."""
+        self._writer.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+        logger.setLevel(level.upper())
+
+
 @contextmanager
-def logging_to_stderr(level: str, style: str) -> Iterator[None]:
+def logging_to_stderr(level: str, style: str) -> Iterator[Log]:
     """Write the log of this process to stderr for the length of a ``with``.
 
-    ``style`` is ``text`` or ``json``. Of libraries only the warnings are written. Formatting and
-    writing happen on a thread, so that a terminal that is slow does not stop the loop; if nobody reads
-    at all, lines are dropped, and the end waits no longer than two seconds for those that are left.
+    ``level`` and ``style`` are as for :meth:`Log.configure`. Of libraries only the warnings are
+    written. Formatting and writing happen on a thread, so that a terminal that is slow does not stop
+    the loop; if nobody reads at all, lines are dropped, and the end waits no longer than two seconds
+    for those that are left.
     """
     writer = logging.StreamHandler(sys.stderr)
-    writer.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
     outbox = _Outbox(records)
     thread = threading.Thread(target=_write, args=(records, writer), daemon=True, name="log")
@@ -157,10 +186,11 @@ def logging_to_stderr(level: str, style: str) -> Iterator[None]:
     before = root.handlers, root.level, logger.level
     root.handlers = [outbox]  # instead of what a library may have put there at its import
     root.setLevel(logging.WARNING)
-    logger.setLevel(level.upper())
+    log = Log(writer)
+    log.configure(level, style)
     thread.start()
     try:
-        yield
+        yield log
     finally:
         if outbox.dropped:
             logger.warning("%d lines of this log were dropped", outbox.dropped)

@@ -26,6 +26,8 @@ from asyncproxy.events import Observer, RequestPassed
 from asyncproxy.intake import Intake
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes, loggable
+from asyncproxy.tracecontext import carried, trace_id
+from asyncproxy.tracing import METHOD, NO_SPAN, PATH, UPSTREAM, Tracer
 from asyncproxy.upstream import Upstream, describe, translate
 
 __all__ = ["PassThrough"]
@@ -49,6 +51,7 @@ class PassThrough:
         intake: Intake,
         keys: KeyRing,
         observer: Observer,
+        tracer: Tracer,
         new_id: Callable[[], str],
     ) -> None:
         self._upstreams = upstreams
@@ -56,10 +59,16 @@ class PassThrough:
         self._intake = intake
         self._keys = keys
         self._observer = observer
+        self._tracer = tracer
         self._new_id = new_id
         self._under_way: set[_Exchange] = set()
         self._all_done = asyncio.Event()
         self._all_done.set()
+
+    @property
+    def under_way(self) -> int:
+        """How many requests are passing through."""
+        return len(self._under_way)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         """Send a request on, and its answer back."""
@@ -90,6 +99,7 @@ class PassThrough:
             self._under_way.discard(exchange)
             if not self._under_way:
                 self._all_done.set()
+            exchange.end_span()
             self._observer.request_passed(exchange.event())
 
     async def drain(self, grace_s: float) -> None:
@@ -118,6 +128,14 @@ class PassThrough:
         sent = upstream_headers(
             request, self._keys, found[0] if found else None, request_id=exchange.request_id
         )
+        exchange.span = self._tracer.start(
+            "pass-through",
+            request.headers.get("traceparent", ""),
+            {METHOD: request.method, PATH: loggable(path), UPSTREAM: upstream.name},
+            outward=True,
+        )
+        if exchange.span.traceparent:
+            sent = carried(sent, exchange.span.traceparent)
         length = request.headers.get("Content-Length")
         if length is not None:
             sent.append(("Content-Length", length))
@@ -145,7 +163,7 @@ class PassThrough:
     ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
         """The body to send on, and where to."""
         data: bytes | AsyncIterator[bytes] | None = None
-        name = self._routes.first
+        model: str | None = None
         if body is not None or request.can_read_body:
             if body is not None:
                 data = body.pop()
@@ -155,10 +173,12 @@ class PassThrough:
                 data = await self._intake.read(request)
             else:
                 data = exchange.body(self._intake)
+            if isinstance(data, bytes):
+                exchange.received_bytes = len(data)
             if self._routes.needs_model and path.startswith("/v1/") and isinstance(data, bytes):
                 model = submission.model_of(data)
-                if model is not None:
-                    name = self._routes.upstream_for(model)
+        # After the last await: the upstreams may be others than when the request began.
+        name = self._routes.first if model is None else self._routes.upstream_for(model)
         exchange.upstream = name
         return data, self._upstreams[name]
 
@@ -181,10 +201,13 @@ class _Exchange:
         self.outcome = "ok"
         self.detail = ""
         self.head_sent = False
+        self.span = NO_SPAN
+        self.received_bytes = 0
         self.refusal: ApiError | None = None
         self._request = request
         self._started = monotonic()
         self._sent_bytes = 0
+        self._first_byte_s: float | None = None
         self._silence: asyncio.Timeout | None = None
         self._silence_s = 0.0
 
@@ -206,6 +229,7 @@ class _Exchange:
         try:
             async for piece in intake.pieces(self._request):
                 self._moved()
+                self.received_bytes += len(piece)
                 yield piece
         except ApiError as error:
             self.refusal = error
@@ -224,6 +248,7 @@ class _Exchange:
         has_body = self._request.method != "HEAD" and answer.status not in _BODILESS
         pending, chunked, keep_alive = self._head(answer, has_body=has_body)
         self.head_sent = True
+        self._first_byte_s = monotonic() - self._started
         # What has arrived with the head leaves with the head: a small answer is one write.
         piece = content.read_nowait() if has_body else b""
         while True:
@@ -281,6 +306,11 @@ class _Exchange:
                 transport.abort()
         return _Relayed(keep_alive=False)
 
+    def end_span(self) -> None:
+        """End the span that was started for it, if one was."""
+        failed = "" if self.status < 400 else str(self.status)
+        self.span.end(failed if self.outcome == "ok" else self.outcome, self.status)
+
     def event(self) -> RequestPassed:
         return RequestPassed(
             method=self._request.method,
@@ -292,6 +322,9 @@ class _Exchange:
             total_s=monotonic() - self._started,
             request_id=self.request_id,
             detail=self.detail,
+            received_bytes=self.received_bytes,
+            first_byte_s=self._first_byte_s,
+            trace_id=trace_id(self.span.traceparent or self._request.headers.get("traceparent")),
         )
 
 

@@ -13,7 +13,8 @@ from aiohttp import web
 
 from asyncproxy import answers, submission
 from asyncproxy.endpoints import Endpoint
-from asyncproxy.errors import StillRunning, StreamingNotSupported, UnsupportedMediaType
+from asyncproxy.errors import ApiError, StillRunning, StreamingNotSupported, UnsupportedMediaType
+from asyncproxy.events import Observer, RelayHop
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.middleware import answering_errors
@@ -47,14 +48,16 @@ class Relay:
         pass_on: PassOn,
         *,
         intake: Intake,
+        observer: Observer,
         hold_s: float,
         max_hops: int,
     ) -> None:
         self._service = service
         self._pass_on = pass_on
         self._intake = intake
-        self._hold_s = hold_s
-        self._max_hops = max_hops
+        self._observer = observer
+        self.hold_s = hold_s
+        self.max_hops = max_hops
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
         """Add the relayed paths of ``endpoints``. All others pass as if ``/relay`` were not there."""
@@ -77,16 +80,19 @@ class Relay:
         return await self._pass_on(request, _without_prefix(request), None)
 
     async def _begin(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+        body: list[bytes] = []
         try:
             caller = self._service.admit(request)
+            body.append(await self._intake.read(request))
+            asked = submission.check(endpoint, request.headers["Content-Type"], body[0])
+            job = await self._submit(endpoint, request, caller, asked, body.pop())
         except UnsupportedMediaType:
             return await self._elsewhere(request)
-        body = [await self._intake.read(request)]
-        try:
-            asked = submission.check(endpoint, request.headers["Content-Type"], body[0])
         except StreamingNotSupported:
             return await self._pass_on(request, _without_prefix(request), body)
-        job = await self._submit(endpoint, request, caller, asked, body.pop())
+        except ApiError as error:
+            self._service.refused(endpoint, error)
+            raise
         del asked  # nothing of the body is kept here while the job is held
         return await self._hold(endpoint, request, job, hop=0)
 
@@ -110,13 +116,14 @@ class Relay:
     async def _hold(
         self, endpoint: Endpoint, request: web.Request, job: Job | Finished, *, hop: int
     ) -> web.StreamResponse:
-        job = await self._service.wait(job, self._hold_s)
+        job = await self._service.wait(job, self.hold_s)
         if isinstance(job, Finished):
             return await self._deliver(request, job, keep_s=_KEEP_DELIVERED_S if hop else 0)
-        if hop >= self._max_hops:
+        if hop >= self.max_hops:
             raise StillRunning(
                 "The call is still running. The same request again goes on waiting for it."
             )
+        self._observer.relay_hop(RelayHop(endpoint.name))
         location = f"{endpoint.relay_path}/{job.id}?hop={hop + 1}"
         return WireResponse(
             303, answers.header("Location", location) + b"Cache-Control: no-store\r\n", b""

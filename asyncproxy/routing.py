@@ -21,6 +21,10 @@ class ModelRoutes:
     """Shell-style patterns per upstream, in the order of the configuration."""
 
     def __init__(self, patterns: Sequence[tuple[str, Sequence[str]]]) -> None:
+        self.replace(patterns)
+
+    def replace(self, patterns: Sequence[tuple[str, Sequence[str]]]) -> None:
+        """Go by other patterns from now on."""
         if not patterns:
             raise ValueError("at least one upstream is needed")
         self._routes = [

@@ -11,21 +11,32 @@ from typing import Final, NamedTuple
 
 from aiohttp import web
 
-from asyncproxy import credentials, forms, headers, submission
+from asyncproxy import credentials, forms, headers, submission, tracecontext
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
-from asyncproxy.errors import ApiError, JobNotFound, ShuttingDown, StoreFull, StoreUnavailable
+from asyncproxy.errors import (
+    ApiError,
+    InternalError,
+    JobNotFound,
+    ShuttingDown,
+    StoreFull,
+    StoreUnavailable,
+)
+from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.intake import Intake
 from asyncproxy.jobs import Call, Fallback, Finished, Job
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
+from asyncproxy.tracing import ENDPOINT, JOB, MODEL, Tracer
 
 __all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
 
 logger = logging.getLogger(__name__)
+# Of a client's, as far as the log has it. It goes upstream whole.
+_LONGEST_REQUEST_ID: Final = 256
 
 _LEFT: Final = headers.OURS | {"accept-encoding"}
 
@@ -74,6 +85,8 @@ class JobService:
         keys: KeyRing,
         lifetimes: Lifetimes,
         new_id: Callable[[], str],
+        observer: Observer,
+        tracer: Tracer,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -82,12 +95,22 @@ class JobService:
         self._routes = routes
         self._keys = keys
         self._key, *self._older_keys = store.credential_keys
-        self._lifetimes = lifetimes
+        self.lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
+        self._observer = observer
+        self._tracer = tracer
+        self.waiting = 0  # clients that are held until a job ends
 
     async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
+        try:
+            return await self._submit(endpoint, request)
+        except ApiError as error:
+            self.refused(endpoint, error)
+            raise
+
+    async def _submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
         caller = self.admit(request)
         body = await self._intake.read(request)
         asked = submission.check(endpoint, request.headers["Content-Type"], body)
@@ -127,14 +150,29 @@ class JobService:
         """Make a job of a request that was checked, or find the one that ``alias`` names."""
         if self._dispatcher.draining:  # it may have begun while the body was read
             raise _shutting_down()
+        given = tracecontext.valid(request.headers.get("traceparent"))
+        span = self._tracer.start("submit", given, {ENDPOINT: endpoint.name, MODEL: asked.model})
+        outcome = InternalError.code
         try:
-            job = self._job(endpoint, request, caller, asked)
+            job = self._job(endpoint, request, caller, asked, span.traceparent or given)
             call = self._call(endpoint, request, caller, asked.body, job.id)
             there = await self._store.create(job, call, alias)
+            span.note(JOB, job.id if there is None else there.id)
+            outcome = ""
         except ApiError as error:
+            outcome = error.code
             error.model = asked.model
             raise
-        return Submitted(job, replayed=False) if there is None else Submitted(there, replayed=True)
+        finally:
+            span.end(outcome)
+        if there is not None:
+            return Submitted(there, replayed=True)
+        self._observer.job_submitted(JobSubmitted(job.id, job.endpoint, job.upstream))
+        return Submitted(job, replayed=False)
+
+    def refused(self, endpoint: Endpoint, error: ApiError) -> None:
+        """Note that a request did not become a job."""
+        self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     def relay_alias(
         self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, *, again: bool
@@ -167,7 +205,14 @@ class JobService:
         """``job`` as soon as it is terminal, or as it is after ``timeout_s``."""
         if isinstance(job, Finished):
             return job
-        now = await self._store.wait(job.id, timeout_s)
+        outcome = "gone"  # the client, until we know better
+        self.waiting += 1
+        try:
+            now = await self._store.wait(job.id, timeout_s)
+            outcome = "deleted" if now is None else "done" if isinstance(now, Finished) else "timeout"
+        finally:
+            self.waiting -= 1
+            self._observer.wait_ended(WaitEnded(job.endpoint, outcome))
         if now is None:
             raise not_found()
         return now
@@ -176,7 +221,7 @@ class JobService:
         """Seconds to wait for a client that says so in ``?wait=`` or ``Prefer``. None: it does not."""
         if query is None and prefer is None:
             return None
-        return submission.wait(query, prefer, max_s=self._lifetimes.max_wait_s)
+        return submission.wait(query, prefer, max_s=self.lifetimes.max_wait_s)
 
     async def delete(self, job: Job | Finished) -> None:
         """Forget a job, and stop its call. Raises :class:`JobNotFound` if it is gone already."""
@@ -197,8 +242,15 @@ class JobService:
         """Whole seconds after which a poll is likely to find ``job`` done."""
         return self._dispatcher.retry_after_s(job)
 
-    def _job(self, endpoint: Endpoint, request: web.Request, caller: Caller, asked: Submission) -> Job:
-        lifetimes = self._lifetimes
+    def _job(
+        self,
+        endpoint: Endpoint,
+        request: web.Request,
+        caller: Caller,
+        asked: Submission,
+        traceparent: str,
+    ) -> Job:
+        lifetimes = self.lifetimes
         fallbacks = asked.fallbacks
         return Job(
             id=self._new_id(),
@@ -216,6 +268,8 @@ class JobService:
                 Fallback(self._routes.upstream_for(model), model) for model in fallbacks or ()
             ),
             fallback_index=None if fallbacks is None else 0,
+            request_id=_request_id(request),
+            traceparent=traceparent,
         )
 
     def _call(
@@ -260,6 +314,12 @@ def _shutting_down() -> ShuttingDown:
 
 def _query(request: web.Request) -> bytes:
     return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
+
+
+def _request_id(request: web.Request) -> str:
+    text = request.headers.get("X-Request-Id", "")[:_LONGEST_REQUEST_ID]
+    # Half a surrogate pair, which is how aiohttp reads bytes that are not UTF-8, cannot be stored.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _idempotency_key(request: web.Request) -> bytes | None:

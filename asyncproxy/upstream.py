@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -69,6 +69,7 @@ class Upstream:
 
     def __init__(self, options: UpstreamOptions) -> None:
         self.name = options.name
+        self.options = options
         self.connect_s = options.connect_s
         self.total_s = options.total_s
         self._options = options
@@ -79,6 +80,9 @@ class Upstream:
         self._max_result_bytes = options.max_result_bytes
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
         self._session: aiohttp.ClientSession
+        self._busy = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
         # Connections, by the future of their end, and the body that is being read from each.
         self._reading: WeakKeyDictionary[asyncio.Future[None], aiohttp.StreamReader | None]
         self._reading = WeakKeyDictionary()
@@ -110,12 +114,32 @@ class Upstream:
         ) as self._session:
             yield
 
+    async def idle(self) -> None:
+        """Wait until nothing is under way. For one that nobody sends anything to any more."""
+        await self._idle.wait()
+
+    def _begin(self) -> None:
+        self._busy += 1
+        self._idle.clear()
+
+    def _end(self) -> None:
+        self._busy -= 1
+        if not self._busy:
+            self._idle.set()
+
     async def call(self, call: Call, *, timeout_s: float) -> Answer:
         """Send a call and read the answer, its content coding undone.
 
         Raises :class:`~asyncproxy.errors.UpstreamUnreachable`, ``UpstreamTimeout`` after
         ``timeout_s``, or ``ResultTooLarge``.
         """
+        self._begin()
+        try:
+            return await self._call(call, timeout_s=timeout_s)
+        finally:
+            self._end()
+
+    async def _call(self, call: Call, *, timeout_s: float) -> Answer:
         headers = self._prepared(call.headers)
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         headers["Accept-Encoding"] = "identity"
@@ -159,27 +183,33 @@ class Upstream:
             "Ask for less at once, or raise `jobs.max_result_bytes`."
         )
 
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self,
         method: str,
         raw_path: str,
         headers: Iterable[tuple[str, str]],
         data: bytes | AsyncIterator[bytes] | None,
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request as it is; its answer is not decoded, and read by the caller.
 
         Only the connect timeout is applied. Raises what the client library raises: see
         :func:`translate`.
         """
-        return self._session.request(
-            method,
-            URL(self._target.url(raw_path), encoded=True),
-            headers=self._prepared(headers),
-            data=data,
-            timeout=self._streaming,
-            auto_decompress=False,
-            allow_redirects=False,
-        )
+        self._begin()
+        try:
+            async with self._session.request(
+                method,
+                URL(self._target.url(raw_path), encoded=True),
+                headers=self._prepared(headers),
+                data=data,
+                timeout=self._streaming,
+                auto_decompress=False,
+                allow_redirects=False,
+            ) as response:
+                yield response
+        finally:
+            self._end()
 
     @contextmanager
     def watching(self, response: aiohttp.ClientResponse) -> Iterator[None]:

@@ -126,7 +126,8 @@ def store_section(request: pytest.FixtureRequest, tmp_path: Path) -> StoreSectio
             return {"url": f"sqlite://{tmp_path}/{next(numbers)}.db", "durability": "normal"}
         if kind == "redis":
             url, key = redis_server.shared().url, b64encode(b"k" * 32).decode()
-            return {"url": url, "prefix": f"test-{secrets.token_hex(8)}", "encryption_key": key}
+            prefix = f"test-{secrets.token_hex(8)}"
+            return {"url": url, "prefix": prefix, "encryption_key": key, "lease": "1s"}
         return {}
 
     return section

@@ -537,6 +537,18 @@ def test_no_error_of_yaml_shows_a_secret(tmp_path: Path) -> None:
     assert SECRET not in refused(f"a: {SECRET}: {SECRET}\n", tmp_path)
 
 
+@pytest.mark.parametrize("admin", ["127.0.0.1:8080", "nowhere", "[::1", ":70000"])
+def test_an_address_for_the_pages_that_cannot_be(admin: str) -> None:
+    (problem,) = problems(listen="127.0.0.1:8080", admin_listen=admin)
+    assert "admin_listen" in problem
+
+
+def test_the_pages_have_no_address_of_their_own_unless_told() -> None:
+    assert load().admin_address is None
+    assert load(admin_listen=":9090").admin_address == (None, 9090)
+    assert load(listen=":0", admin_listen=":0").admin_address == (None, 0)
+
+
 # What is shown
 
 

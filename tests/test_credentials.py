@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from asyncproxy.credentials import HEADERS, KeyRing, digest, find, same
+from asyncproxy.credentials import HEADERS, KeyRing, digest, find, masked, same, secrets
 
 KEY = b"k" * 32
 
@@ -118,3 +118,46 @@ def test_an_empty_ring_is_false_and_knows_nobody() -> None:
 def test_a_ring_keeps_no_key_that_it_was_given() -> None:
     ring = KeyRing(["sk-secret"], KEY)
     assert "sk-secret" not in repr(vars(ring))
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "expected"),
+    [
+        ([("Authorization", "Bearer k1")], "", {"Bearer k1", "k1"}),
+        ([("X-Api-Key", "k1"), ("x-bf-vk", " k2 ")], "", {"k1", "k2"}),
+        ([("Cookie", "session=1")], "", {"session=1"}),
+        ([("Content-Type", "application/json"), ("X-Request-Id", "r")], "", set()),
+        ([], "api-version=1&api-key=a%2Fb&x", {"a%2Fb", "a/b"}),
+        ([], "access_token=t+1", {"t+1", "t 1"}),
+        ([("Authorization", "")], "key=", set()),
+    ],
+)
+def test_what_may_be_a_credential(
+    headers: list[tuple[str, str]], query: str, expected: set[str]
+) -> None:
+    assert secrets(headers, query) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden", "expected"),
+    [
+        ("no such key: abcdefgh!", {"abcdefgh"}, "no such key: ***!"),
+        ("xabcdefghx", {"abcdefgh"}, "x***x"),
+        ("Bearer abcdefgh", {"abcdefgh", "Bearer abcdefgh"}, "***"),
+        ("a key that is a, and another", {"a"}, "*** key that is ***, and another"),
+        ("regex [.*] as it is", {"[.*]"}, "regex [.*] as it is".replace("[.*]", "***")),
+        ("Incorrect key: sk-proj-12ab", (), "Incorrect key: ***"),
+        ("got bearer xyz, no", (), "got bearer ***, no"),
+        ("nothing of the kind", (), "nothing of the kind"),
+        ("", {"abcdefgh"}, ""),
+    ],
+)
+def test_credentials_are_masked(text: str, hidden: set[str], expected: str) -> None:
+    assert masked(text, hidden) == expected
+
+
+@given(st.text(), st.sets(st.text(min_size=8), max_size=4))
+def test_no_long_credential_is_left(text: str, hidden: set[str]) -> None:
+    """But where the mask itself would be one."""
+    quoted = masked(text + " ".join(hidden), hidden)
+    assert not [secret for secret in hidden if secret in quoted and "*" not in secret]

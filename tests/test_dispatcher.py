@@ -14,7 +14,7 @@ import pytest
 from asyncproxy.dispatcher import Dispatcher, Policy
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import ModelNotFound, StoreFull, StoreUnavailable, UpstreamUnreachable
-from asyncproxy.events import JobFinished, RequestPassed
+from asyncproxy.events import JobFinished, Observer, RequestPassed
 from asyncproxy.jobs import Call, Finished, Job, JobStatus
 from asyncproxy.stores.base import Claim, Limits
 from asyncproxy.stores.memory import MemoryStore
@@ -53,7 +53,7 @@ class FakeUpstream:
         return answer
 
 
-class Seen:
+class Seen(Observer):
     """An observer that remembers."""
 
     def __init__(self) -> None:

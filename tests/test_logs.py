@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from asyncproxy.events import JobFinished, RequestPassed
+from asyncproxy.events import JobFinished, RequestPassed, Retried, SubmitRefused
 from asyncproxy.jobs import JobStatus
 from asyncproxy.logs import LogObserver, logging_to_stderr
 
@@ -27,6 +27,9 @@ JOB = JobFinished(
     total_s=1.5,
     call_s=0.25,
     result_bytes=17,
+    queued_s=1.125,
+    request_id="r-7",
+    trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
 )
 REQUEST = RequestPassed(
     method="POST",
@@ -89,8 +92,9 @@ def test_a_job_in_text(written: Written) -> None:
     line = written()
     assert re.fullmatch(
         TIME
-        + r" info    job completed job=an-id endpoint=embeddings upstream=gateway model=m status=200"
-        r" attempts=1 total_ms=1500 call_ms=250 bytes=17\n",
+        + r" info    job completed job=an-id request_id=r-7 trace_id=4bf92f3577b34da6a3ce929d0e0e4736"
+        r" endpoint=embeddings upstream=gateway model=m status=200"
+        r" attempts=1 total_ms=1500 queue_ms=1125 call_ms=250 bytes=17\n",
         line,
     )
 
@@ -117,12 +121,15 @@ def test_events_in_json(written: Written) -> None:
         "level": "info",
         "event": "job completed",
         "job": "an-id",
+        "request_id": "r-7",
+        "trace_id": "4bf92f3577b34da6a3ce929d0e0e4736",
         "endpoint": "embeddings",
         "upstream": "gateway",
         "model": "m",
         "status": 200,
         "attempts": 1,
         "total_ms": 1500,
+        "queue_ms": 1125,
         "call_ms": 250,
         "bytes": 17,
     }
@@ -136,7 +143,9 @@ def test_events_in_json(written: Written) -> None:
 @pytest.mark.parametrize("hostile", HOSTILE, ids=ascii)
 def test_nobody_starts_a_line_or_a_field_of_their_own_in_text(hostile: str, written: Written) -> None:
     with logging_to_stderr("info", "text"):
-        LogObserver().job_finished(msgspec.structs.replace(JOB, model=hostile, detail=hostile))
+        LogObserver().job_finished(
+            msgspec.structs.replace(JOB, model=hostile, detail=hostile, request_id=hostile)
+        )
         LogObserver().request_passed(
             msgspec.structs.replace(REQUEST, path=hostile, method=hostile, request_id=hostile)
         )
@@ -144,7 +153,7 @@ def test_nobody_starts_a_line_or_a_field_of_their_own_in_text(hostile: str, writ
     assert text.isascii()
     assert text.count("\n") == 2
     job, request = text.splitlines()
-    assert fields_of(job)["model"] == fields_of(job)["detail"] == hostile
+    assert {fields_of(job)[key] for key in ("model", "detail", "request_id")} == {hostile}
     assert fields_of(job)["status"] == fields_of(request)["status"] == "200"
     assert {fields_of(request)[key] for key in ("path", "method", "request_id")} == {hostile}
 
@@ -307,6 +316,24 @@ def test_every_line_is_written_when_the_with_ends(written: Written) -> None:
     assert [json.loads(line)["event"] for line in written().splitlines()] == [
         str(n) for n in range(500)
     ]
+
+
+def test_level_and_style_can_change_while_it_is_written(written: Written) -> None:
+    with logging_to_stderr("warning", "text") as log:
+        logging.getLogger("asyncproxy").info("not this")
+        log.configure("debug", "json")
+        logging.getLogger("asyncproxy").debug("this")
+    (line,) = written().splitlines()
+    assert (json.loads(line)["level"], json.loads(line)["event"]) == ("debug", "this")
+
+
+def test_what_else_happens_to_a_job_is_there_at_debug(written: Written) -> None:
+    with logging_to_stderr("debug", "text"):
+        LogObserver().retried(Retried("an-id", "gateway", "503", 1.5))
+        LogObserver().submit_refused(SubmitRefused("embeddings", "store_full"))
+    retried, refused = written().splitlines()
+    assert retried.endswith(" debug   job retried job=an-id upstream=gateway reason=503 delay_ms=1500")
+    assert refused.endswith(" debug   submit refused endpoint=embeddings code=store_full")
 
 
 def test_the_levels_are_put_back() -> None:

@@ -180,7 +180,7 @@ async def test_it_is_served_without_a_key(start: Start) -> None:
 async def test_the_page_describes_the_endpoints_that_there_are(start: Start) -> None:
     proxy = await start(jobs={"endpoints": ["ocr"]})
     page = (await proxy.get("/-/openapi.json")).json()
-    pages = {"/-/healthy", "/-/ready", "/-/openapi.json"}
+    pages = {"/-/healthy", "/-/ready", "/-/metrics", "/-/openapi.json"}
     assert page["paths"].keys() == paths_of("ocr") | pages
 
 

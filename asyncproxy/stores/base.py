@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 
-__all__ = ["Alias", "Claim", "Limits", "Lost", "Store", "UnreadableCall", "Usage"]
+__all__ = ["Alias", "Claim", "Limits", "Lost", "States", "Store", "UnreadableCall", "Usage"]
 
 
 class Alias(NamedTuple):
@@ -66,6 +66,13 @@ class Usage(NamedTuple):
     bytes: int
 
 
+class States(NamedTuple):
+    """How many live jobs wait, and how many are claimed."""
+
+    pending: int
+    processing: int
+
+
 # Told the id of a job that was claimed here, and is not this process's any more.
 Lost = Callable[[str], object]
 
@@ -83,6 +90,13 @@ class Store(Protocol):
     @property
     def survives(self) -> bool:
         """Whether jobs and results are still there when this process has ended."""
+
+    @property
+    def limits(self) -> Limits:
+        """What it takes before it refuses. May be set anew at any time: what is there stays."""
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None: ...
 
     def opened(self, lost: Lost) -> AbstractAsyncContextManager[None]:
         """Hold the store open for the length of a ``with``: nothing else can be called outside it.
@@ -159,6 +173,9 @@ class Store(Protocol):
 
     async def usage(self) -> Usage:
         """How full the store is."""
+
+    async def states(self) -> States:
+        """How the live jobs stand."""
 
     async def check(self) -> None:
         """Raise :class:`~asyncproxy.errors.StoreUnavailable` if jobs cannot be taken just now."""

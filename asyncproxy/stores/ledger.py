@@ -12,7 +12,7 @@ import msgspec
 from asyncproxy.errors import IllegalTransition, Overloaded, TooManyJobs
 from asyncproxy.fair_queue import FairQueue, Place
 from asyncproxy.jobs import Job, JobStatus, Lane, advance
-from asyncproxy.stores.base import Limits
+from asyncproxy.stores.base import Limits, States
 
 __all__ = ["Ledger"]
 
@@ -42,7 +42,8 @@ class Ledger:
         self, limits: Limits, *, monotonic: Callable[[], float], has_room: Callable[[], bool]
     ) -> None:
         self.bytes = 0
-        self._limits = limits
+        self._processing = 0
+        self.limits = limits
         self._monotonic = monotonic
         self._has_room = has_room
         self._entries: dict[str, _Entry] = {}  # in the order of creation
@@ -60,9 +61,13 @@ class Ledger:
         entry = self._entries.get(job_id)
         return None if entry is None else entry.job
 
+    def states(self) -> States:
+        """How the live jobs stand."""
+        return States(len(self._entries) - self._processing, self._processing)
+
     def check(self, job: Job) -> None:
         """Raise :class:`TooManyJobs` or :class:`Overloaded` if there are too many jobs for another."""
-        limits = self._limits
+        limits = self.limits
         if self._per_credential[job.credential] >= limits.max_live_per_credential:
             raise TooManyJobs(
                 f"This credential has {limits.max_live_per_credential} jobs that are not done. "
@@ -74,7 +79,7 @@ class Ledger:
 
     def fits(self, size: int, result_bytes: int) -> bool:
         """Whether a job of ``size`` can be kept beside the results."""
-        live, most = self.bytes + size, self._limits.max_bytes
+        live, most = self.bytes + size, self.limits.max_bytes
         return live <= most // 2 and live + result_bytes <= most
 
     def add(self, job: Job, size: int) -> None:
@@ -99,6 +104,7 @@ class Ledger:
                     job_id, order = taken
                     entry = self._entries[job_id]
                     entry.job, entry.order = advance(entry.job, JobStatus.PROCESSING), order
+                    self._processing += 1
                     self._wake(waiting)  # there may be more, and others who wait
                     return entry.job
             await self._something_to_claim(waiting)
@@ -129,7 +135,9 @@ class Ledger:
             return None
         entry = self._entries[job.id]
         order = entry.order if job.upstream == entry.job.upstream else None
-        entry.job = advance(job, JobStatus.PENDING, attempts=attempts)
+        released = advance(job, JobStatus.PENDING, attempts=attempts)
+        self._processing -= entry.job.status is JobStatus.PROCESSING
+        entry.job = released
         if size is not None:
             self.bytes += size - entry.size
             entry.size = size
@@ -160,6 +168,7 @@ class Ledger:
         credential = entry.job.credential
         self._of(entry.job.upstream).queue.remove(job_id)
         self.bytes -= entry.size
+        self._processing -= entry.job.status is JobStatus.PROCESSING
         self._per_credential[credential] -= 1
         if not self._per_credential[credential]:
             del self._per_credential[credential]
@@ -205,6 +214,7 @@ class Ledger:
             # One that was added and not enqueued is pending too, and nobody's to claim.
             if self._of(entry.job.upstream).queue.remove(entry.job.id):
                 entry.job = advance(entry.job, JobStatus.PROCESSING)
+                self._processing += 1
                 claimed.append(entry.job)
         return claimed
 

@@ -14,7 +14,7 @@ from cachetools import TLRUCache
 from asyncproxy.errors import IdempotencyKeyReused, StoreFull
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, Usage
+from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Usage
 from asyncproxy.stores.ledger import Ledger
 from asyncproxy.waiters import Waiters
 
@@ -42,7 +42,6 @@ class MemoryStore:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.credential_keys = (secrets.token_bytes(32),)
-        self._limits = limits
         self._clock = clock
         self._live = Ledger(limits, monotonic=monotonic, has_room=self._has_room)
         self._calls: dict[str, Call] = {}
@@ -58,6 +57,15 @@ class MemoryStore:
             math.inf, _expires_at, timer=lambda: self._now
         )
         self._result_bytes = 0
+
+    @property
+    def limits(self) -> Limits:
+        return self._live.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._live.limits = limits
+        self._live.wake_all()  # there may be room now
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
@@ -165,6 +173,9 @@ class MemoryStore:
     async def usage(self) -> Usage:
         return Usage(len(self._live), len(self._results), self._live.bytes + self._result_bytes)
 
+    async def states(self) -> States:
+        return self._live.states()
+
     async def check(self) -> None:
         return None
 
@@ -193,7 +204,7 @@ class MemoryStore:
             del self._aliases[alias.key]  # else it is a later job's by now
 
     def _has_room(self) -> bool:
-        return self._live.bytes + self._result_bytes < self._limits.max_bytes
+        return self._live.bytes + self._result_bytes < self._live.limits.max_bytes
 
     def _keep(self, outcome: Finished) -> None:
         self._expire()  # the cache would do it too, and not say what has gone

@@ -29,7 +29,7 @@ from asyncproxy.errors import (
 )
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, JobStatus, Lane
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, UnreadableCall, Usage
+from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.redis_address import Address
 from asyncproxy.stores.redis_claimer import Claimed, Claimer
@@ -91,7 +91,7 @@ class RedisStore:
     ) -> None:
         self._vault = Vault(keys, seal_outcomes=seal_outcomes, extra="redis")
         self.credential_keys = self._vault.credential_keys
-        self._limits = limits
+        self.limits = limits
         self._prefix = f"{{{prefix}}}:"
         self._lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)
@@ -145,7 +145,7 @@ class RedisStore:
         # Whoever waits for a job here asks for it right behind, on the same connection. What is large
         # goes another way: the question would be there first.
         claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
-        limits = self._limits
+        limits = self.limits
         reply = await self._run(
             "create", job.id, self._vault.pack_job(job), sealed, job.upstream, _lane(job.lane),
             job.size + call.size, repr(job.created_at * 1000), limits.max_live,
@@ -270,7 +270,12 @@ class RedisStore:
         return self._places.of(job)
 
     async def usage(self) -> Usage:
-        return Usage(*await self._run("usage"))
+        live, _, results, size = await self._run("usage")
+        return Usage(live, results, size)
+
+    async def states(self) -> States:
+        live, processing, _, _ = await self._run("usage")
+        return States(live - processing, processing)
 
     async def check(self) -> None:
         await self._link.call("PING")
@@ -361,7 +366,7 @@ class RedisStore:
 
     async def _ask(self, upstream: str, count: int) -> Claimed:
         due_ms, gone, more, *rows = await self._run(
-            "claim", self._lease_ms, upstream, count, self._limits.max_bytes, _MOST_CALL_BYTES,
+            "claim", self._lease_ms, upstream, count, self.limits.max_bytes, _MOST_CALL_BYTES,
             int(self._may_take_over()), int(upstream not in self._served),
         )  # fmt: skip
         self._served.add(upstream)

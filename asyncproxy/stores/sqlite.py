@@ -25,7 +25,7 @@ from asyncproxy.errors import IdempotencyKeyReused, StartupError, StoreFull, Sto
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, JobStatus, Lane, advance
 from asyncproxy.stores import sqlite_file
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, UnreadableCall, Usage
+from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.ledger import Ledger
 from asyncproxy.stores.sqlite_writer import Step, Writer
@@ -77,7 +77,6 @@ class SqliteStore:
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._path = path
-        self._limits = limits
         self._full_durability = full_durability
         self._clock = clock
         # The key is needed before the store is opened: it is that of the credential hashes too.
@@ -96,6 +95,15 @@ class SqliteStore:
         self._writer: Writer
         self._readers: ThreadPoolExecutor
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
+
+    @property
+    def limits(self) -> Limits:
+        return self._live.limits
+
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._live.limits = limits
+        self._live.wake_all()  # there may be room now
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
@@ -365,6 +373,9 @@ class SqliteStore:
     async def usage(self) -> Usage:
         return Usage(len(self._live), self._results, self._live.bytes + self._result_bytes)
 
+    async def states(self) -> States:
+        return self._live.states()
+
     async def check(self) -> None:
         """A write that changes nothing, for a disk that is full or gone shows in no other way."""
         try:
@@ -418,7 +429,7 @@ class SqliteStore:
             done.set_result(None)
 
     def _has_room(self) -> bool:
-        return self._live.bytes + self._result_bytes < self._limits.max_bytes
+        return self._live.bytes + self._result_bytes < self._live.limits.max_bytes
 
     def _keep_hot(self, outcome: Finished) -> None:
         if outcome.size <= _HOT_BYTES // 4:  # one large one must not push out all others

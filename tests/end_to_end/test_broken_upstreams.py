@@ -181,7 +181,7 @@ async def test_a_rate_limit_pauses_its_lane_and_no_other(start: Start, gateway: 
 
     async def limited(request: Received, writer: asyncio.StreamWriter) -> None:
         if (
-            request.header("Authorization") == "Bearer a"
+            request.header("Authorization") == "Bearer sk-alice"
             and request.json()["model"] == "m"
             and len(of_lane()) == 1
         ):
@@ -193,12 +193,12 @@ async def test_a_rate_limit_pauses_its_lane_and_no_other(start: Start, gateway: 
         return [
             r
             for r in gateway.received
-            if r.header("Authorization") == "Bearer a" and r.json()["model"] == "m"
+            if r.header("Authorization") == "Bearer sk-alice" and r.json()["model"] == "m"
         ]
 
     gateway.behaviour = limited
     proxy = await start(upstream={"concurrency": 1})
-    a, b = {"Authorization": "Bearer a"}, {"Authorization": "Bearer b"}
+    a, b = {"Authorization": "Bearer sk-alice"}, {"Authorization": "Bearer sk-bob"}
     paused = [await proxy.submit(headers=a) for _ in range(5)]
     free = [
         await proxy.submit({"model": "other", "input": "x"}, headers=a),
@@ -256,14 +256,14 @@ async def test_one_clients_many_jobs_do_not_starve_anothers_one(start: Start, ga
     gateway.behaviour = gated
     proxy = await start(upstream={"concurrency": 1})
     for number in range(50):
-        await proxy.submit({"model": "m", "input": str(number)}, headers={"x-api-key": "many"})
-    one = await proxy.submit(headers={"x-api-key": "one"})
+        await proxy.submit({"model": "m", "input": str(number)}, headers={"x-api-key": "sk-many"})
+    one = await proxy.submit(headers={"x-api-key": "sk-one"})
     go_on.set()
-    await proxy.outcome(one, headers={"x-api-key": "one"})
+    await proxy.outcome(one, headers={"x-api-key": "sk-one"})
     await gateway.until(lambda: len(gateway.received) == 51)
     order = [r.header("x-api-key") for r in gateway.received]
-    assert order.index("one") == 2 or order.index("one") == 1
-    mine = [r.json()["input"] for r in gateway.received if r.header("x-api-key") == "many"]
+    assert order.index("sk-one") == 2 or order.index("sk-one") == 1
+    mine = [r.json()["input"] for r in gateway.received if r.header("x-api-key") == "sk-many"]
     assert mine == [str(n) for n in range(50)]
 
 

@@ -8,7 +8,7 @@ from tests.conftest import EMBED, Client
 from tests.gateway import Gateway, hang
 
 SUBMIT = "/v1/async/embeddings"
-KEY = {"Idempotency-Key": "k-1", "x-api-key": "alice"}
+KEY = {"Idempotency-Key": "k-1", "x-api-key": "sk-alice"}
 
 
 async def test_the_same_request_again_is_the_same_job(proxy: Client, gateway: Gateway) -> None:
@@ -26,7 +26,7 @@ async def test_the_same_request_again_is_the_same_job(proxy: Client, gateway: Ga
 
 async def test_a_finished_job_is_answered_as_a_poll_would(proxy: Client, gateway: Gateway) -> None:
     path = await proxy.submit(headers=KEY)
-    done = await proxy.outcome(path, headers={"x-api-key": "alice"})
+    done = await proxy.outcome(path, headers={"x-api-key": "sk-alice"})
     again = await proxy.post(SUBMIT, headers={**KEY, "Idempotency-Key": '"k-1"'})
     assert (again.status, again.json()) == (200, done)
     assert again.headers["Idempotency-Replayed"] == "true"
@@ -36,7 +36,7 @@ async def test_concurrent_duplicates_are_one_job(proxy: Client, gateway: Gateway
     answers = await asyncio.gather(*(proxy.post(SUBMIT, headers=KEY) for _ in range(50)))
     assert len({answer.json()["id"] for answer in answers}) == 1
     assert sum("Idempotency-Replayed" not in answer.headers for answer in answers) == 1
-    await proxy.outcome(answers[0].headers["Location"], headers={"x-api-key": "alice"})
+    await proxy.outcome(answers[0].headers["Location"], headers={"x-api-key": "sk-alice"})
     assert len(gateway.received) == 1
 
 
@@ -50,7 +50,7 @@ async def test_another_body_or_query_is_refused(proxy: Client) -> None:
 async def test_it_is_scoped_to_credential_and_endpoint(proxy: Client) -> None:
     body = {"model": "m", "input": "x"}
     ids = set()
-    for headers in (KEY, {**KEY, "x-api-key": "bob"}, {"Idempotency-Key": "k-1"}):
+    for headers in (KEY, {**KEY, "x-api-key": "sk-bob"}, {"Idempotency-Key": "k-1"}):
         for endpoint in ("embeddings", "rerank"):
             ids.add((await proxy.post(f"/v1/async/{endpoint}", body, headers=headers)).json()["id"])
     assert len(ids) == 6
@@ -58,7 +58,7 @@ async def test_it_is_scoped_to_credential_and_endpoint(proxy: Client) -> None:
 
 async def test_it_lives_as_long_as_its_job(proxy: Client) -> None:
     path = await proxy.submit(headers=KEY)
-    await proxy.request("DELETE", path, headers={"x-api-key": "alice"})
+    await proxy.request("DELETE", path, headers={"x-api-key": "sk-alice"})
     assert await proxy.submit({**EMBED, "input": "other"}, headers=KEY) != path
 
 

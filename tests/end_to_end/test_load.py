@@ -114,7 +114,7 @@ async def test_what_is_being_read_is_bounded_over_all_clients(start: Start, gate
 async def test_limits_of_jobs_are_answered_and_lifted(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(jobs={"max_pending": 3, "max_pending_per_credential": 2})
-    alice, bob = {"x-api-key": "alice"}, {"x-api-key": "bob"}
+    alice, bob = {"x-api-key": "sk-alice"}, {"x-api-key": "sk-bob"}
     paths = [await proxy.submit(headers=alice) for _ in range(2)]
     refused = await proxy.post("/v1/async/embeddings", headers=alice)
     assert (refused.status, refused.code) == (429, "too_many_jobs")
@@ -147,7 +147,7 @@ async def test_each_keeps_its_own(proxy: Client) -> None:
     """Fifty clients at once: none reads another's result."""
 
     async def client(number: int) -> None:
-        mine = {"Authorization": f"Bearer sk-{number}"}
+        mine = {"Authorization": f"Bearer sk-of-{number}"}
         text = "x" * number
         for _ in range(5):
             path = await proxy.submit({"model": "m", "input": text}, headers=mine)

@@ -33,7 +33,8 @@ def gate(gateway: Gateway) -> Gate:
 
 
 def waiters(proxy: Client) -> int:
-    return len(proxy.parts.store._waiters)  # type: ignore[attr-defined]
+    store: Any = proxy.parts.store
+    return len(store._inner._waiters)
 
 
 async def until_waiting(proxy: Client, count: int) -> None:
@@ -124,8 +125,8 @@ async def test_a_delete_is_404_for_those_who_wait(proxy: Client, gate: Gate) -> 
 
 
 async def test_another_client_does_not_wait(proxy: Client, gate: Gate) -> None:
-    path = await proxy.submit(headers={"x-api-key": "alice"})
-    assert (await proxy.get(path + "?wait=60", headers={"x-api-key": "bob"})).status == 404
+    path = await proxy.submit(headers={"x-api-key": "sk-alice"})
+    assert (await proxy.get(path + "?wait=60", headers={"x-api-key": "sk-bob"})).status == 404
 
 
 async def test_a_client_that_leaves_is_forgotten(proxy: Client, gate: Gate) -> None:

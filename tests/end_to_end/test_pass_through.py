@@ -44,7 +44,7 @@ async def test_the_response_is_the_upstreams_byte_for_byte(proxy: Client, gatewa
 async def test_the_request_is_the_clients(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = answer(b"")
     await proxy.raw(
-        b"PATCH /v1/x%2Fy/../z//?a=%20+&a=%C3%A9&empty HTTP/1.1\r\nHost: proxy\r\nX-A: 1\r\nX-A: 2\r\nCookie: c=1\r\n"
+        b"PATCH /v1/x%2Fy/../z//?a=%20+&a=%C3%A9&empty HTTP/1.1\r\nHost: proxy\r\nX-A: 1\r\nX-A: 2\r\nCookie: session=1\r\n"
         b"Accept-Encoding: br\r\nX-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\nX-Request-Id: mine\r\n"
         b"traceparent: 00-a-b-01\r\nConnection: close, X-Hop\r\nX-Hop: 1\r\nTE: trailers\r\nPrefer: respond-later\r\n"
         b"Content-Length: 4\r\n\r\n\x00\xff\r\n"
@@ -56,7 +56,7 @@ async def test_the_request_is_the_clients(proxy: Client, gateway: Gateway) -> No
         b"\x00\xff\r\n",
     )
     assert got.all("X-A") == ["1", "2"]
-    assert got.header("Cookie") == "c=1"
+    assert got.header("Cookie") == "session=1"
     assert got.header("Accept-Encoding") == "br"
     assert got.header("Host") == gateway.url.removeprefix("http://")
     assert got.header("X-Forwarded-For") == "10.0.0.1, 127.0.0.1"
@@ -421,7 +421,7 @@ async def test_headers_of_the_operator_replace_the_clients(start: Start, gateway
     proxy = await start(
         upstream={"headers": {"authorization": "Bearer gateway-key", "X-Team": "search"}}
     )
-    mine = {"Authorization": "Bearer mine", "x-team": "other"}
+    mine = {"Authorization": "Bearer sk-mine", "x-team": "other"}
     await proxy.post("/v1/embeddings", headers=mine)
     path = await proxy.submit(headers=mine)
     done = await proxy.outcome(path, headers=mine)
@@ -513,13 +513,13 @@ async def test_tls_is_verified(start: Start, tmp_path: Path) -> None:
 
 
 async def test_keys(start: Start, gateway: Gateway) -> None:
-    proxy = await start(auth={"keys": ["ours", "second"]})
+    proxy = await start(auth={"keys": ["sk-ours", "sk-second"]})
     path = "/v1/async/embeddings"
     for headers in (
         {},
-        {"Authorization": "Bearer wrong"},
-        {"x-api-key": "our"},
-        {"x-bf-vk": "wrong", "Authorization": "Bearer ours"},
+        {"Authorization": "Bearer sk-wrong"},
+        {"x-api-key": "sk-our"},
+        {"x-bf-vk": "sk-wrong", "Authorization": "Bearer sk-ours"},
     ):
         for response in (
             await proxy.post(path, headers=headers),
@@ -531,10 +531,10 @@ async def test_keys(start: Start, gateway: Gateway) -> None:
             assert response.headers["WWW-Authenticate"].startswith("Bearer")
     assert gateway.received == []
     assert (await proxy.get("/-/healthy")).status == 200
-    ours = {"Authorization": "Bearer ours", "x-api-key": "the gateway's"}
+    ours = {"Authorization": "Bearer sk-ours", "x-api-key": "the gateway's"}
     job = await proxy.submit(headers=ours)
-    assert (await proxy.get(job, headers={"x-api-key": "second"})).status == 404
-    await proxy.outcome(job, headers={"x-api-key": "ours"})
+    assert (await proxy.get(job, headers={"x-api-key": "sk-second"})).status == 404
+    await proxy.outcome(job, headers={"x-api-key": "sk-ours"})
     assert (await proxy.post("/v1/embeddings", headers=ours)).status == 200
     for got in gateway.received:  # our key is not for the gateway to see
         assert got.all("Authorization") == []

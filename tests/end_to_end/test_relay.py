@@ -124,7 +124,7 @@ async def test_jobs_of_others_are_not_attached_to(proxy: Client, gateway: Gatewa
     gateway.behaviour = slow = Slow()
     calls = [
         asyncio.ensure_future(proxy.post(RELAY, headers=headers))
-        for headers in ({"x-api-key": "a"}, {"x-api-key": "b"}, {})
+        for headers in ({"x-api-key": "sk-alice"}, {"x-api-key": "sk-bob"}, {})
     ]
     calls.append(asyncio.ensure_future(proxy.post(RELAY, {**EMBED, "input": "other"})))
     calls.append(asyncio.ensure_future(proxy.post(RELAY + "?x=1")))
@@ -137,10 +137,10 @@ async def test_jobs_of_others_are_not_attached_to(proxy: Client, gateway: Gatewa
 async def test_only_the_submitter_is_held(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(jobs={"relay_hold": "10ms"})
-    location = (await proxy.post(RELAY, headers={"x-api-key": "a"})).headers["Location"]
-    assert (await proxy.get(location, headers={"x-api-key": "b"})).code == "job_not_found"
+    location = (await proxy.post(RELAY, headers={"x-api-key": "sk-alice"})).headers["Location"]
+    assert (await proxy.get(location, headers={"x-api-key": "sk-bob"})).code == "job_not_found"
     assert (
-        await proxy.get(location.replace("embeddings", "rerank"), headers={"x-api-key": "a"})
+        await proxy.get(location.replace("embeddings", "rerank"), headers={"x-api-key": "sk-alice"})
     ).status == 404
 
 
@@ -187,14 +187,14 @@ async def slow_sdk(request: Received, writer: asyncio.StreamWriter) -> None:
 async def test_openai_python(start: Start, gateway: Gateway) -> None:
     proxy = await start(jobs={"relay_hold": "50ms"})
     gateway.behaviour = sdk_embeddings
-    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="sk") as direct:
+    async with openai.AsyncOpenAI(base_url=gateway.url + "/v1", api_key="sk-mine") as direct:
         expected = await direct.embeddings.create(model="m", input="x")
     gateway.received.clear()
     gateway.behaviour = slow_sdk
     base = proxy.url + "/v1/relay"
-    async with openai.AsyncOpenAI(base_url=base, api_key="sk") as sdk:
+    async with openai.AsyncOpenAI(base_url=base, api_key="sk-mine") as sdk:
         assert await sdk.embeddings.create(model="m", input="x") == expected
-    with openai.OpenAI(base_url=base, api_key="sk") as sync:
+    with openai.OpenAI(base_url=base, api_key="sk-mine") as sync:
         assert await asyncio.to_thread(sync.embeddings.create, model="m", input="x") == expected
     assert len(gateway.received) == 2
 
@@ -202,7 +202,7 @@ async def test_openai_python(start: Start, gateway: Gateway) -> None:
 async def test_openai_python_goes_on_past_the_last_hop(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = slow = Slow(sdk_embeddings)
     proxy = await start(jobs={"relay_hold": "50ms", "relay_max_hops": 3})
-    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1/relay", api_key="sk") as sdk:
+    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1/relay", api_key="sk-mine") as sdk:
         call = asyncio.ensure_future(sdk.embeddings.create(model="m", input="x"))
         await asyncio.sleep(0.5)  # longer than three hops: it has had its 503 by now
         slow.done.set()
@@ -232,7 +232,9 @@ async def test_its_exceptions_are_the_usual(
         )
 
     gateway.behaviour = slow_failure
-    async with openai.AsyncOpenAI(base_url=proxy.url + "/v1/relay", api_key="sk", max_retries=0) as sdk:
+    async with openai.AsyncOpenAI(
+        base_url=proxy.url + "/v1/relay", api_key="sk-mine", max_retries=0
+    ) as sdk:
         with pytest.raises(exception) as caught:
             await sdk.embeddings.create(model="m", input="x")
     assert caught.value.code == "c"
@@ -241,12 +243,12 @@ async def test_its_exceptions_are_the_usual(
 async def test_curl(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = slow_sdk
     proxy = await start(jobs={"relay_hold": "50ms"})
-    body = """-H 'content-type: application/json' -H 'authorization: Bearer sk' -d '{"model":"m","input":"x"}'"""
+    body = """-H 'content-type: application/json' -H 'authorization: Bearer sk-mine' -d '{"model":"m","input":"x"}'"""
     for options in ("-sL", "-sL -X POST"):
         out = await shell(f"curl {options} {proxy.url}{RELAY} {body}")
         assert json.loads(out)["model"] == "m"
     assert len(gateway.received) == 2
-    assert {request.header("Authorization") for request in gateway.received} == {"Bearer sk"}
+    assert {request.header("Authorization") for request in gateway.received} == {"Bearer sk-mine"}
 
 
 async def test_paths_of_the_gateway_below_an_endpoint_pass_through(
