@@ -31,9 +31,17 @@ from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.redis_address import Address
 from asyncproxy.stores.redis_claimer import Claimed, Claimer
 from asyncproxy.stores.redis_leases import Leases
-from asyncproxy.stores.redis_link import Link
+from asyncproxy.stores.redis_link import LARGE, Link
 from asyncproxy.stores.redis_places import Places
-from asyncproxy.stores.redis_records import FIELDS, Records, lane_name
+from asyncproxy.stores.redis_records import (
+    FIELDS,
+    LARGE_OUTCOME,
+    OUTCOME,
+    Records,
+    is_large,
+    lane_name,
+    with_outcome,
+)
 from asyncproxy.stores.redis_schema import look_after, prepare_schema
 from asyncproxy.stores.redis_scripts import Scripts
 from asyncproxy.waiters import Waiters
@@ -49,9 +57,6 @@ _CLOSE_S: Final = 2.0
 
 # One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
 _MOST_CALL_BYTES: Final = 8 * 1024**2
-
-# What takes longer than a millisecond or so to seal or open is no work for the loop.
-_LARGE: Final = 256 * 1024
 
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
 # configuration may have submitted jobs for it, and be about to come back.
@@ -139,7 +144,7 @@ class RedisStore:
         claimer = self._claimers.get(job.upstream)
         # Whoever waits for a job here asks for it right behind, on the same connection. What is large
         # goes another way: the question would be there first.
-        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
         limits = self._limits
         reply = await self._run(
             "create", job.id, self._vault.pack_job(job), sealed, job.upstream, lane_name(job.lane),
@@ -155,7 +160,7 @@ class RedisStore:
                 self._places.note_gone(job.upstream, reply[2])
                 return None
             case 1:
-                return self._records.found(reply[1].decode(), reply[2:])
+                return await self._found(reply[1].decode(), reply[2:])
             case 2:
                 raise IdempotencyKeyReused(
                     "This Idempotency-Key was used with another request. "
@@ -173,7 +178,7 @@ class RedisStore:
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
 
     async def get(self, job_id: str) -> Job | Finished | None:
-        return self._records.found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))
+        return await self._found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))
 
     async def claim(self, upstream: str) -> Claim:
         return await self._claimer(upstream).next()
@@ -189,7 +194,7 @@ class RedisStore:
     ) -> None:
         sealed = b"" if call is None else await self._apart(self._vault.seal_call, call, call.size)
         claimer = self._claimers.get(job.upstream)
-        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
         released = await self._run(
             "release", job.id, job.claims, attempts, math.ceil(delay_s * 1000), int(whole_lane),
             int(claims_next), job.upstream, lane_name(job.lane), self._vault.pack_job(job), sealed,
@@ -216,8 +221,10 @@ class RedisStore:
             token = secrets.token_hex(8)
         self._unsure[job.id] = (outcome, token)
         recorded = await self._run(
-            "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms, size=len(data)
-        )
+            "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms,
+            LARGE_OUTCOME if len(data) > LARGE else OUTCOME,
+            size=len(data),
+        )  # fmt: skip
         del self._unsure[job.id]
         if recorded < 0:
             raise IllegalTransition(f"job {job.id} is {JobStatus.PENDING.value}")
@@ -245,7 +252,7 @@ class RedisStore:
     async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
         # Here first, then in Redis: the message may come before the reply is looked at.
         with self._waiters.waiting(job_id) as woken:
-            found = self._records.found(job_id, await self._run("wait", job_id))
+            found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
                 return found
             try:
@@ -283,6 +290,15 @@ class RedisStore:
         """Renew the leases of all jobs that are claimed here, and hear which are lost."""
         await self._leases.renew(list(self._claimers))
 
+    async def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Finished | None:
+        """A job from its fields, and one more where the outcome is large."""
+        if is_large(fields):
+            data = await self._link.call("HGET", self._key(job_id), LARGE_OUTCOME, size=LARGE + 1)
+            if data is None:
+                return None  # it has expired meanwhile
+            fields = with_outcome(fields, data)
+        return self._records.found(job_id, fields)
+
     async def _leave(self) -> None:
         """Let the questions under way end, and give back what they bring."""
         for claimer in self._claimers.values():
@@ -314,18 +330,34 @@ class RedisStore:
     async def _ask(self, upstream: str, count: int) -> Claimed:
         due_ms, gone, more, *rows = await self._run(
             "claim", self._lease_ms, upstream, count, self._limits.max_bytes, _MOST_CALL_BYTES,
-            int(self._may_take_over()), int(upstream not in self._served),
+            int(self._may_take_over()), int(upstream not in self._served), LARGE,
         )  # fmt: skip
         self._served.add(upstream)
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
             job = self._leases.take(self._records.claimed(record, claims, attempts))
-            try:
-                jobs.append(Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed))))
-            except Unreadable:
-                jobs.append(UnreadableCall(job))
+            claimed = await self._with_call(job, sealed)
+            if claimed is None:
+                self._leases.forget(job)
+            else:
+                jobs.append(claimed)
         return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
+
+    async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
+        """A claimed job with what to send. None: it is out of reach, its lease will run out."""
+        try:
+            if not sealed:  # it is large, and has to be fetched
+                fetched = await self._link.call("HGET", self._key(job.id), "c", size=LARGE + 1)
+                if fetched is None:
+                    return None  # deleted meanwhile
+                sealed = fetched
+            return Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed)))
+        except Unreadable:
+            return UnreadableCall(job)
+        except StoreUnavailable as error:
+            logger.debug("job %s was claimed in vain: %s", job.id, error.detail or error)
+            return None
 
     async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
         """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
@@ -353,7 +385,7 @@ class RedisStore:
     async def _recheck(self, job_id: str) -> None:
         """Look at a job for those who wait for it here, and say again that they do if it is alive."""
         if job_id in self._waiters:
-            found = self._records.found(job_id, await self._run("wait", job_id))
+            found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
                 self._waiters.wake(job_id, found)
 
@@ -397,4 +429,4 @@ class RedisStore:
 
     @staticmethod
     async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
-        return await asyncio.to_thread(work, subject) if size > _LARGE else work(subject)
+        return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)

@@ -13,10 +13,22 @@ from asyncproxy.jobs import Finished, Job, JobStatus, Lane
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.redis_places import Places
 
-__all__ = ["FIELDS", "Records", "lane_name"]
+__all__ = [
+    "FIELDS",
+    "LARGE_OUTCOME",
+    "OUTCOME",
+    "Records",
+    "is_large",
+    "lane_name",
+    "with_outcome",
+]
 
 # What a poll reads: state, claims, attempts, record, outcome, turn, expiry (scripts/common.lua).
-FIELDS: Final = ("s", "n", "a", "j", "f", "p", "e")
+OUTCOME: Final = "f"
+FIELDS: Final = ("s", "n", "a", "j", OUTCOME, "p", "e")
+
+# Where an outcome is that is too large to be read with all others.
+LARGE_OUTCOME: Final = "F"
 
 _PENDING: Final = b"0"
 _DONE: Final = b"2"
@@ -53,6 +65,16 @@ class Records:
     def claimed(self, record: bytes, claims: int, attempts: bytes) -> Job:
         """A job that a script has claimed."""
         return _as_it_is(self._vault.unpack_job(record), JobStatus.PROCESSING, claims, attempts)
+
+
+def is_large(fields: Sequence[Any]) -> bool:
+    """Whether a job has an outcome that is not among its :data:`FIELDS`."""
+    return fields[0] == _DONE and fields[4] is None
+
+
+def with_outcome(fields: Sequence[Any], outcome: bytes) -> list[Any]:
+    """The fields of a job whose outcome was read by itself."""
+    return [*fields[:4], outcome, *fields[5:]]
 
 
 def lane_name(lane: Lane) -> str:
