@@ -225,7 +225,7 @@ class RedisStore:
             LARGE_OUTCOME if len(data) > LARGE else OUTCOME,
             size=len(data),
         )  # fmt: skip
-        del self._unsure[job.id]
+        self._unsure.pop(job.id, None)
         if recorded < 0:
             raise IllegalTransition(f"job {job.id} is {JobStatus.PENDING.value}")
         self._leases.forget(job)
@@ -242,12 +242,12 @@ class RedisStore:
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         rows = await self._run("overdue", self._lease_ms, repr(created_before * 1000))
-        return [self._leases.take(self._records.claimed(*row)) for row in rows]
+        return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
         patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
         rows = await self._run("orphans", self._lease_ms, patience_ms, *upstreams)
-        return [self._leases.take(self._records.claimed(*row)) for row in rows]
+        return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
         # Here first, then in Redis: the message may come before the reply is looked at.
@@ -336,13 +336,21 @@ class RedisStore:
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
-            job = self._leases.take(self._records.claimed(record, claims, attempts))
-            claimed = await self._with_call(job, sealed)
-            if claimed is None:
-                self._leases.forget(job)
-            else:
+            job = self._taken(record, claims, attempts)
+            claimed = None if job is None else await self._with_call(job, sealed)
+            if claimed is not None:
                 jobs.append(claimed)
+            elif job is not None:
+                self._leases.forget(job)
         return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
+
+    def _taken(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
+        """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
+        try:
+            return self._leases.take(self._records.claimed(record, claims, attempts))
+        except Unreadable as error:
+            logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
+            return None
 
     async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
         """A claimed job with what to send. None: it is out of reach, its lease will run out."""

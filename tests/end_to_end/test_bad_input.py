@@ -210,7 +210,8 @@ async def test_half_a_body_is_no_job(proxy: Client) -> None:
     writer.close()
     await writer.wait_closed()
     await proxy.submit()
-    assert (await proxy.parts.store.usage()).live + (await proxy.parts.store.usage()).results == 1
+    usage = await proxy.parts.store.usage()  # one look: the job may end between two
+    assert usage.live + usage.results == 1
 
 
 @pytest.mark.parametrize(
