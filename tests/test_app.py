@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient
 
 import asyncproxy
 from asyncproxy.app import PROXY
 from asyncproxy.config import Config
+from asyncproxy.errors import StartupError
 from tests.conftest import EMBED
 from tests.gateway import Gateway
 
@@ -141,3 +144,21 @@ def test_the_public_names() -> None:
     assert asyncproxy.__all__ == ["__version__", "build_app", "load_config", "setup"]
     for name in ("build_app", "load_config", "setup"):
         assert inspect.getdoc(getattr(asyncproxy, name))
+
+
+def test_a_store_whose_library_is_missing_names_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in list(sys.modules):
+        if name.startswith("asyncproxy.stores.redis"):
+            monkeypatch.delitem(sys.modules, name)
+        elif name.partition(".")[0] == "redis":
+            monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, "redis", None)
+    store = {
+        "url": "redis://127.0.0.1:1/0",
+        "encryption_key": "a2tra2tra2tra2tra2tra2tra2tra2tra2tra2tra2s=",
+    }
+    config = asyncproxy.load_config({"upstreams": [{"base_url": "http://gateway"}], "store": store})
+    with pytest.raises(StartupError, match=r"asyncproxy\[redis\]"):
+        asyncproxy.build_app(config)

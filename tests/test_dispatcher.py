@@ -16,7 +16,7 @@ from asyncproxy.envelope import Answer
 from asyncproxy.errors import ModelNotFound, StoreFull, StoreUnavailable, UpstreamUnreachable
 from asyncproxy.events import JobFinished, Observer, RequestPassed
 from asyncproxy.jobs import Call, Finished, Job, JobStatus
-from asyncproxy.stores.base import Claim, Limits
+from asyncproxy.stores.base import Claim, Limits, UnreadableCall
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream import Upstream
 
@@ -368,3 +368,28 @@ async def test_a_job_whose_upstream_is_gone_goes_where_its_model_is_served(make:
     assert (failed.job_id, failed.status_code, failed.code) == ("b", 404, "model_not_found")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).job_id == "a"
+
+
+async def test_a_request_that_cannot_be_read_ends_its_job_and_no_other(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make()
+    inner = rig.store.claim
+
+    async def claim(upstream: str) -> Claim:
+        claimed = await inner(upstream)
+        if claimed.job.id == "a":
+            raise UnreadableCall(claimed.job)
+        return claimed
+
+    monkeypatch.setattr(rig.store, "claim", claim)
+    # The worker waits in the claim of before: the first job is for that one.
+    await rig.submit("first")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "first"
+    await rig.submit("a")
+    event = await next_event(rig)
+    assert (event.job_id, event.code) == ("a", "interrupted")
+    await rig.submit("b")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).status is JobStatus.COMPLETED

@@ -75,3 +75,23 @@ async def test_a_release_lets_all_go_now_and_from_now_on() -> None:
     with pytest.raises(TimeoutError):
         await waiters.wait("a", 60)
     waiters.wake("a", OUTCOME)  # nobody is there any more, and nothing happens
+
+
+async def test_a_wait_counts_from_the_moment_it_begins() -> None:
+    """For who asks elsewhere first: what ends meanwhile is not missed."""
+    waiters = Waiters()
+    with waiters.waiting("a") as woken:
+        assert "a" in waiters
+        assert list(waiters) == ["a"]
+        waiters.wake("a", OUTCOME)
+        assert await woken is OUTCOME
+    assert "a" not in waiters
+    assert len(waiters) == 0
+
+
+async def test_a_wait_that_was_let_go_and_is_not_awaited_complains_to_nobody() -> None:
+    waiters = Waiters()
+    with waiters.waiting("a"):
+        waiters.release()
+    with waiters.waiting("b") as woken, pytest.raises(TimeoutError):
+        await woken

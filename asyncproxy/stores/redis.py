@@ -14,10 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from hashlib import blake2b
 from typing import Any, Final, TypeVar
-
-import msgspec
 
 from asyncproxy.errors import (
     IdempotencyKeyReused,
@@ -33,8 +30,18 @@ from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Unreadabl
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.redis_address import Address
 from asyncproxy.stores.redis_claimer import Claimed, Claimer
-from asyncproxy.stores.redis_link import Link
+from asyncproxy.stores.redis_leases import Leases
+from asyncproxy.stores.redis_link import LARGE, Link
 from asyncproxy.stores.redis_places import Places
+from asyncproxy.stores.redis_records import (
+    FIELDS,
+    LARGE_OUTCOME,
+    OUTCOME,
+    Records,
+    is_large,
+    lane_name,
+    with_outcome,
+)
 from asyncproxy.stores.redis_schema import look_after, prepare_schema
 from asyncproxy.stores.redis_scripts import Scripts
 from asyncproxy.waiters import Waiters
@@ -48,20 +55,13 @@ T = TypeVar("T")
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 
-# The fields of a job that a poll reads.
-_FIELDS: Final = ("s", "n", "a", "j", "f", "p", "e")
-
 # One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
 _MOST_CALL_BYTES: Final = 8 * 1024**2
-
-# What takes longer than a millisecond or so to seal or open is no work for the loop.
-_LARGE: Final = 256 * 1024
 
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
 # configuration may have submitted jobs for it, and be about to come back.
 _LEASES_TO_ORPHANS: Final = 4
 
-_RENEW_AT_ONCE: Final = 500
 _RECHECK_AT_ONCE: Final = 100
 
 
@@ -108,20 +108,20 @@ class RedisStore:
             restored=self._restored,
             rng=rng or random.Random(),  # noqa: S311  jitter
         )
-        self._lost: Lost = lambda _: None
         self._claimers: dict[str, Claimer] = {}
         self._served: set[str] = set()
-        self._held: dict[str, int] = {}  # job id → claims
         self._unsure: dict[str, tuple[Finished, str]] = {}  # outcomes whose finish got no reply
         self._waiters = Waiters()
         self._places = Places(monotonic)
+        self._records = Records(self._vault, self._places, clock)
+        self._leases = Leases(self._run, self._lease_ms)
         self._reconnected_at = -math.inf
         self._loops: list[asyncio.Task[Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
-        self._lost = lost
+        self._leases.lost = lost
         async with self._link.opened():
             await prepare_schema(self._link, self._prefix, self._vault)
             await look_after(self._link)
@@ -144,10 +144,10 @@ class RedisStore:
         claimer = self._claimers.get(job.upstream)
         # Whoever waits for a job here asks for it right behind, on the same connection. What is large
         # goes another way: the question would be there first.
-        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
         limits = self.limits
         reply = await self._run(
-            "create", job.id, self._vault.pack_job(job), sealed, job.upstream, _lane(job.lane),
+            "create", job.id, self._vault.pack_job(job), sealed, job.upstream, lane_name(job.lane),
             job.size + call.size, repr(job.created_at * 1000), limits.max_live,
             limits.max_live_per_credential, limits.max_bytes, int(claims_next),
             *(("", "", 0, 0) if alias is None else
@@ -160,7 +160,7 @@ class RedisStore:
                 self._places.note_gone(job.upstream, reply[2])
                 return None
             case 1:
-                return self._found(reply[1].decode(), reply[2:])
+                return await self._found(reply[1].decode(), reply[2:])
             case 2:
                 raise IdempotencyKeyReused(
                     "This Idempotency-Key was used with another request. "
@@ -178,7 +178,7 @@ class RedisStore:
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
 
     async def get(self, job_id: str) -> Job | Finished | None:
-        return self._found(job_id, await self._link.call("HMGET", self._key(job_id), *_FIELDS))
+        return await self._found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))
 
     async def claim(self, upstream: str) -> Claim:
         return await self._claimer(upstream).next()
@@ -194,19 +194,19 @@ class RedisStore:
     ) -> None:
         sealed = b"" if call is None else await self._apart(self._vault.seal_call, call, call.size)
         claimer = self._claimers.get(job.upstream)
-        claims_next = claimer is not None and len(sealed) <= _LARGE and claimer.poke()
+        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
         released = await self._run(
             "release", job.id, job.claims, attempts, math.ceil(delay_s * 1000), int(whole_lane),
-            int(claims_next), job.upstream, _lane(job.lane), self._vault.pack_job(job), sealed,
+            int(claims_next), job.upstream, lane_name(job.lane), self._vault.pack_job(job), sealed,
             0 if call is None else job.size + call.size,
             size=len(sealed),
         )  # fmt: skip
-        self._forget(job)
+        self._leases.forget(job)
         if released and delay_s:
             self._places.hold_back(job.lane if whole_lane else job.id, delay_s)
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
-        await self._run("pause", lane.upstream, _lane(lane), math.ceil(delay_s * 1000))
+        await self._run("pause", lane.upstream, lane_name(lane), math.ceil(delay_s * 1000))
         self._places.hold_back(lane, delay_s)
         if (claimer := self._claimers.get(lane.upstream)) is not None:
             claimer.poke()  # whoever waits has to know of its end
@@ -221,36 +221,39 @@ class RedisStore:
             token = secrets.token_hex(8)
         self._unsure[job.id] = (outcome, token)
         recorded = await self._run(
-            "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms, size=len(data)
-        )
-        del self._unsure[job.id]
+            "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms,
+            LARGE_OUTCOME if len(data) > LARGE else OUTCOME,
+            size=len(data),
+        )  # fmt: skip
+        self._unsure.pop(job.id, None)
         if recorded < 0:
             raise IllegalTransition(f"job {job.id} is {JobStatus.PENDING.value}")
-        self._forget(job)
+        self._leases.forget(job)
         if recorded:
             self._waiters.wake(job.id, outcome)
         return bool(recorded)
 
     async def delete(self, job_id: str) -> bool:
         deleted = await self._run("delete", job_id)
-        self._held.pop(job_id, None)
+        self._leases.drop(job_id)
         if deleted:
             self._waiters.wake(job_id, None)
         return bool(deleted)
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         rows = await self._run("overdue", self._lease_ms, repr(created_before * 1000))
-        return [self._take(*row) for row in rows]
+        return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
+        self._served &= set(upstreams)  # an upstream that was taken away is not ours to keep
         patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
         rows = await self._run("orphans", self._lease_ms, patience_ms, *upstreams)
-        return [self._take(*row) for row in rows]
+        return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
         # Here first, then in Redis: the message may come before the reply is looked at.
         with self._waiters.waiting(job_id) as woken:
-            found = self._found(job_id, await self._run("wait", job_id))
+            found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
                 return found
             try:
@@ -291,15 +294,16 @@ class RedisStore:
 
     async def renew(self) -> None:
         """Renew the leases of all jobs that are claimed here, and hear which are lost."""
-        held = list(self._held.items())
-        upstreams = list(self._claimers)
-        for start in range(0, len(held) or 1, _RENEW_AT_ONCE):
-            pairs = [part for pair in held[start : start + _RENEW_AT_ONCE] for part in pair]
-            lost = await self._run("renew", self._lease_ms, len(upstreams), *upstreams, *pairs)
-            for name in lost:
-                job_id = name.decode()
-                if self._held.get(job_id) == dict(held)[job_id]:  # and not claimed again meanwhile
-                    self._lose(job_id)
+        await self._leases.renew(self._served)
+
+    async def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Finished | None:
+        """A job from its fields, and one more where the outcome is large."""
+        if is_large(fields):
+            data = await self._link.call("HGET", self._key(job_id), LARGE_OUTCOME, size=LARGE + 1)
+            if data is None:
+                return None  # it has expired meanwhile
+            fields = with_outcome(fields, data)
+        return self._records.found(job_id, fields)
 
     async def _leave(self) -> None:
         """Let the questions under way end, and give back what they bring."""
@@ -315,41 +319,6 @@ class RedisStore:
         return await self._scripts.run(
             self._link.call, script, self._prefix, time_ms, self._node, *args, size=size
         )
-
-    def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Finished | None:
-        """A job from its fields in Redis."""
-        state, claims, attempts, record, outcome, turn, expiry = fields
-        if state is None:
-            return None
-        try:
-            if state == b"2":
-                if self._clock is not None and int(expiry) <= self._clock() * 1000:
-                    return None
-                return self._vault.unpack_outcome(outcome)
-            job = self._vault.unpack_job(record)
-        except Unreadable as error:
-            unavailable = StoreUnavailable("The job cannot be read just now. Try again later.")
-            unavailable.detail = f"job {job_id}: {error}"
-            raise unavailable from None
-        if state == b"0":
-            self._places.note_turn(job_id, int(turn))
-        return _as_it_is(
-            job, JobStatus.PENDING if state == b"0" else JobStatus.PROCESSING, claims, attempts
-        )
-
-    def _take(self, record: bytes, claims: int, attempts: bytes) -> Job:
-        """A job that was claimed for this node, to be renewed from now on."""
-        job = _as_it_is(self._vault.unpack_job(record), JobStatus.PROCESSING, claims, attempts)
-        self._held[job.id] = job.claims
-        return job
-
-    def _forget(self, job: Job) -> None:
-        if self._held.get(job.id) == job.claims:
-            del self._held[job.id]
-
-    def _lose(self, job_id: str) -> None:
-        self._held.pop(job_id, None)
-        self._lost(job_id)
 
     def _claimer(self, upstream: str) -> Claimer:
         claimer = self._claimers.get(upstream)
@@ -367,18 +336,42 @@ class RedisStore:
     async def _ask(self, upstream: str, count: int) -> Claimed:
         due_ms, gone, more, *rows = await self._run(
             "claim", self._lease_ms, upstream, count, self.limits.max_bytes, _MOST_CALL_BYTES,
-            int(self._may_take_over()), int(upstream not in self._served),
+            int(self._may_take_over()), int(upstream not in self._served), LARGE,
         )  # fmt: skip
         self._served.add(upstream)
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
-            job = self._take(record, claims, attempts)
-            try:
-                jobs.append(Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed))))
-            except Unreadable:
-                jobs.append(UnreadableCall(job))
+            job = self._taken(record, claims, attempts)
+            claimed = None if job is None else await self._with_call(job, sealed)
+            if claimed is not None:
+                jobs.append(claimed)
+            elif job is not None:
+                self._leases.forget(job)
         return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
+
+    def _taken(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
+        """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
+        try:
+            return self._leases.take(self._records.claimed(record, claims, attempts))
+        except Unreadable as error:
+            logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
+            return None
+
+    async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
+        """A claimed job with what to send. None: it is out of reach, its lease will run out."""
+        try:
+            if not sealed:  # it is large, and has to be fetched
+                fetched = await self._link.call("HGET", self._key(job.id), "c", size=LARGE + 1)
+                if fetched is None:
+                    return None  # deleted meanwhile
+                sealed = fetched
+            return Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed)))
+        except Unreadable:
+            return UnreadableCall(job)
+        except StoreUnavailable as error:
+            logger.debug("job %s was claimed in vain: %s", job.id, error.detail or error)
+            return None
 
     async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
         """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
@@ -386,7 +379,7 @@ class RedisStore:
         try:
             await self.release(job, attempts=job.attempts)
         except (StoreUnavailable, StoreFull) as error:
-            self._forget(job)
+            self._leases.forget(job)
             logger.debug("job %s cannot be given back: %s", job.id, error.detail or error)
 
     def _hear(self, message: bytes) -> None:
@@ -401,12 +394,12 @@ class RedisStore:
         elif what == b"d":
             self._waiters.wake(name, None)
         elif what == b"l":
-            self._lose(name)
+            self._leases.lose(name)
 
     async def _recheck(self, job_id: str) -> None:
         """Look at a job for those who wait for it here, and say again that they do if it is alive."""
         if job_id in self._waiters:
-            found = self._found(job_id, await self._run("wait", job_id))
+            found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
                 self._waiters.wake(job_id, found)
 
@@ -450,17 +443,4 @@ class RedisStore:
 
     @staticmethod
     async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
-        return await asyncio.to_thread(work, subject) if size > _LARGE else work(subject)
-
-
-def _as_it_is(job: Job, status: JobStatus, claims: bytes | int, attempts: bytes | int) -> Job:
-    return msgspec.structs.replace(job, status=status, claims=int(claims), attempts=int(attempts))
-
-
-def _lane(lane: Lane) -> str:
-    """A lane as a name: its credential, then all of it in 16 bytes, for a model may be a long text."""
-    digest = blake2b(digest_size=16)
-    for part in (lane.upstream.encode(), lane.model.encode()):
-        digest.update(len(part).to_bytes(8, "big"))
-        digest.update(part)
-    return f"{lane.credential.hex()}/{digest.hexdigest()}"
+        return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)

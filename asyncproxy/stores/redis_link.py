@@ -27,12 +27,12 @@ from asyncproxy.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.stores.redis_address import Address
 from asyncproxy.stores.redis_pipe import Pipe
 
-__all__ = ["Link"]
+__all__ = ["LARGE", "Link"]
 
 logger = logging.getLogger(__name__)
 
-# Commands with more bytes go through a pipe of their own: the others need not wait behind them.
-_LARGE: Final = 256 * 1024
+# Commands and replies with more bytes have a pipe of their own: the others need not wait for them.
+LARGE: Final = 256 * 1024
 
 _CONNECT_S: Final = 5.0
 _TIMEOUT_S: Final = 10.0
@@ -163,7 +163,7 @@ class Link:
             await asyncio.gather(keeping, return_exceptions=True)
 
     async def call(self, *args: bytes | str | int, size: int = 0) -> Any:
-        """The reply to a command. ``size`` is about that of its arguments, in bytes.
+        """The reply to a command. ``size`` is about that of its arguments, or of it, in bytes.
 
         Raises :class:`StoreUnavailable` or :class:`StoreFull`, and :class:`ResponseError` for what
         Redis never should have been asked.
@@ -171,7 +171,7 @@ class Link:
         lines = self._lines
         if lines is None:
             raise self._unavailable(self._detail)
-        pipe = lines.large if size > _LARGE else lines.small
+        pipe = lines.large if size > LARGE else lines.small
         if pipe.crowded:
             await pipe.room()
         try:

@@ -99,7 +99,8 @@ async def test_what_cannot_be_a_job_is_refused(proxy: Client) -> None:
         assert (response.status, response.code) == (400, "streaming_not_supported")
 
 
-async def test_preferences_may_stand_in_two_fields(proxy: Client) -> None:
+async def test_preferences_may_stand_in_two_fields(proxy: Client, gateway: Gateway) -> None:
+    gateway.behaviour = hang
     body = b'{"model":"m","input":"x"}'
     answered = await proxy.raw(
         b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nPrefer: wait=0\r\n"

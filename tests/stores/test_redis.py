@@ -354,8 +354,33 @@ async def test_a_large_request_goes_its_way(lab: Lab) -> None:
     claim = await waiting
     assert claim.call == sent
     outcome = completed(claim.job, lab.clock, large(4 * 1024**2))
+    hearing = asyncio.ensure_future(a.wait("a", 60))
+    await a.usage()
     assert await b.finish(claim.job, outcome)
+    async with asyncio.timeout(20):
+        assert await hearing == outcome
     assert await a.get("a") == outcome
+    await lab.redis.hdel(lab.key("job:a"), "F")  # as if it had expired between the two questions
+    assert await a.get("a") is None
+
+
+async def test_a_large_request_that_is_deleted_while_it_is_claimed(lab: Lab) -> None:
+    limits = Limits(10, 10, 100 * 1024**2)
+    a = await lab.node(limits)
+    inner = a._link.call
+
+    async def deleting(*args: Any, **kwargs: Any) -> Any:
+        if args[0] == "HGET":
+            await a.delete("a")
+        return await inner(*args, **kwargs)
+
+    a._link.call = deleting  # type: ignore[method-assign]
+    await a.create(job("a", clock=lab.clock), call(large(1024**2)))
+    await lab.submit(a, "b")
+    taken = [asyncio.ensure_future(claims(a)) for _ in range(2)]
+    done, left = await asyncio.wait(taken, return_when=asyncio.FIRST_COMPLETED)
+    assert done.pop().result().job.id == "b"
+    left.pop().cancel()
 
 
 async def test_a_finish_whose_reply_was_lost_is_recorded_once(lab: Lab) -> None:
@@ -555,7 +580,7 @@ async def test_a_node_takes_nothing_over_right_after_redis_came_back(own_lab: La
     claim = await claims(a)
     lab.server.kill()
     lab.clock.now += 2 * LEASE_S
-    a._held.clear()  # it has no chance to renew before the other one looks
+    a._leases.forget(claim.job)  # it has no chance to renew before the other one looks
     lab.server.start()
     await back(a)
     await back(b)

@@ -1,6 +1,6 @@
 -- Claims jobs. 3 length of the lease, 4 upstream, 5 how many at the most, 6 most bytes of the store, 7 bytes
 -- of calls after which it is enough, 8 whether lapsed leases are taken over (1), 9 whether the upstream is
--- noted as served (1).
+-- noted as served (1), 10 bytes of a call beyond which it is left out, to be fetched by itself.
 -- {when something is due, in ms (-1: unknown), jobs gone, whether to ask again (1), {record, call, claims,
 -- attempts}…}. A node that gets less than it asked for is noted as idle in the same step, so that it cannot
 -- miss a job that comes.
@@ -34,7 +34,8 @@ while taken < count do
   local job = call('HMGET', job_key(id), 'j', 'c', 'a')
   if job[1] then
     taken, bytes = taken + 1, bytes + #job[2]
-    reply[3 + taken] = {job[1], job[2], hold(id, time, lease), job[3]}
+    local sealed = #job[2] > tonumber(ARGV[10]) and '' or job[2]
+    reply[3 + taken] = {job[1], sealed, hold(id, time, lease), job[3]}
   end
 end
 if taken > 0 then reply[2] = gone(upstream, taken) end

@@ -6,7 +6,8 @@
 -- A job is a hash. Alive: s its state (0 waits, 1 is processed), j the record, c the sealed call, n its
 -- claims, a its attempts, h the node that claimed it last (empty: it was given back), u its upstream, l its
 -- lane, o its order, t its size, p its turn, k its alias, w the nodes where somebody waits for it. Done:
--- s is 2, f the outcome, g the token of the finish, e its expiry, t its size; n and k as before.
+-- s is 2, f (F, if it is large) the outcome, g the token of the finish, e its expiry, t its size; n and k as
+-- before.
 --
 -- A job waits in its lane (id by order). A credential of an upstream has its lanes that may go (by their
 -- oldest job), an upstream the ring of its credentials (by their turns), and timers: jobs (j) that wait for

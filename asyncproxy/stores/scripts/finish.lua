@@ -1,4 +1,5 @@
--- Records the outcome of a claimed job. 3 id, 4 claims, 5 token, 6 outcome, 7 its size, 8 its lifetime in ms.
+-- Records the outcome of a claimed job. 3 id, 4 claims, 5 token, 6 outcome, 7 its size, 8 its lifetime in ms,
+-- 9 its field.
 -- 1: recorded, by this call or by one before with the same token, whose reply was lost. 0: the claim was
 -- lost. -1: the job waits, and is nobody's.
 local id, key = ARGV[3], job_key(ARGV[3])
@@ -14,7 +15,7 @@ call('HINCRBY', TOTALS, 'result_bytes', ARGV[7])
 call('ZADD', RESULTS, expiry, ARGV[7] .. ':' .. id)
 -- As a new key: neither the call nor anything else of the live job stays.
 call('DEL', key)
-call('HSET', key, 's', 2, 'n', job[2], 'g', ARGV[5], 'f', ARGV[6], 't', ARGV[7], 'e', expiry)
+call('HSET', key, 's', 2, 'n', job[2], 'g', ARGV[5], ARGV[9], ARGV[6], 't', ARGV[7], 'e', expiry)
 local alias = job[7]
 if alias then call('HSET', key, 'k', alias) end
 -- With a clock that is passed in, the scripts and the nodes look at the expiry themselves.
