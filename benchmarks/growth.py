@@ -38,9 +38,10 @@ SIZES: Final = (1_000, 100_000, 1_000_000)
 OPERATIONS: Final = ("submit", "poll", "expiry")
 
 _TIMES: Final = 5_000
-_BATCHES: Final = 200
+_BATCHES: Final = 100
+_ATTEMPTS: Final = 1_000
 _BATCH: Final = 20
-_LIVES_S: Final = 0.002
+_LIVES_S: Final = 0.005
 
 _PATH: Final = "/v1/async/embeddings"
 _HEAD: Final = "Host: localhost\r\nAuthorization: Bearer benchmark\r\n"
@@ -172,21 +173,24 @@ async def _polls(client: _Client, filled: _Filled, store: Store) -> list[float]:
 
 
 async def _expiries(client: _Client, filled: _Filled, store: Store) -> list[float]:
-    """Per result, in batches that expire together."""
-    seconds = []
-    for _ in range(_BATCHES):
+    """Per result, in batches that expire together.
+
+    A batch that took longer to store than it lives, or that housekeeping met first, does not count.
+    """
+    seconds: list[float] = []
+    for _ in range(_ATTEMPTS):
+        if len(seconds) == _BATCHES:
+            return seconds
         for _ in range(_BATCH):
             await filled.finish(filled.job(), lives_s=_LIVES_S)
         before = (await store.usage()).results
-        await asyncio.sleep(2 * _LIVES_S)
+        await asyncio.sleep(1.5 * _LIVES_S)
         started = time.thread_time()
         await store.tick()
         took_s = time.thread_time() - started
-        if before - (await store.usage()).results == _BATCH:  # else housekeeping was there before
+        if before - (await store.usage()).results == _BATCH:
             seconds.append(took_s / _BATCH)
-    if len(seconds) < _BATCHES // 2:
-        raise Broken("results do not expire when they should")
-    return seconds
+    raise Broken("results do not expire when they should")
 
 
 _MEASURES: Final[dict[str, Callable[[_Client, _Filled, Store], Awaitable[list[float]]]]] = {
