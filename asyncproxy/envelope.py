@@ -38,6 +38,9 @@ _MODEL_LIMIT: Final = 256
 
 _BODILESS: Final = frozenset({204, 205})
 
+# Header fields of an answer that /content writes itself, or that are not true of the decoded body.
+_NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
+
 # Encoded at once; a multiple of 3, so that the pieces join.
 _ENCODED_PIECE: Final = 48 * 1024
 
@@ -82,7 +85,7 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
     """
     head = response_lines(
         answer.headers,
-        without=frozenset({b"content-length", b"content-encoding", b"date"}),
+        without=_NOT_KEPT,
         limit=CONTENT_LIMIT,
     )
     if not 200 <= answer.status < 300:

@@ -10,7 +10,6 @@ import heapq
 import itertools
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import msgspec
 
@@ -19,7 +18,7 @@ from asyncproxy.jobs import Lane
 __all__ = ["FairQueue", "Place"]
 
 
-class Place(NamedTuple):
+class Place(msgspec.Struct, frozen=True, gc=False):
     """Where a job stands: how many are expected to go before it, and when it may go at all."""
 
     ahead: int

@@ -7,7 +7,7 @@ would drop the second ``Set-Cookie``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from asyncproxy.errors import InvalidRequest
@@ -64,8 +64,10 @@ _HOP_BY_HOP_BYTES: Final = frozenset(name.encode() for name in HOP_BY_HOP)
 Pairs = list[tuple[str, str]]
 
 
-def hop_by_hop(connection: Iterable[str]) -> frozenset[str]:
+def hop_by_hop(connection: Collection[str]) -> frozenset[str]:
     """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
+    if not connection:
+        return HOP_BY_HOP
     named = {name.strip().lower() for value in connection for name in value.split(",")}
     named.discard("")
     if named <= _USUAL:
@@ -77,7 +79,7 @@ def hop_by_hop(connection: Iterable[str]) -> frozenset[str]:
 def request_headers(
     items: Iterable[tuple[str, str]],
     *,
-    connection: Iterable[str],
+    connection: Collection[str],
     without: frozenset[str] = frozenset(),
 ) -> Pairs:
     """The fields of a client's request that go to the upstream.
@@ -106,9 +108,11 @@ def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, reque
     """
     present = {name.lower() for name, _ in headers}
     if peer:
-        seen = [value for name, value in headers if name.lower() == "x-forwarded-for"]
-        headers = [pair for pair in headers if pair[0].lower() != "x-forwarded-for"]
-        headers.append(("X-Forwarded-For", ", ".join([*seen, peer])))
+        seen = [peer]
+        if "x-forwarded-for" in present:
+            seen[:0] = [value for name, value in headers if name.lower() == "x-forwarded-for"]
+            headers = [pair for pair in headers if pair[0].lower() != "x-forwarded-for"]
+        headers.append(("X-Forwarded-For", ", ".join(seen)))
     if "x-forwarded-proto" not in present:
         headers.append(("X-Forwarded-Proto", scheme))
     if "x-forwarded-host" not in present and host:

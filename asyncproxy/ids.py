@@ -10,6 +10,9 @@ __all__ = ["RandomIds"]
 
 _AT_ONCE: Final = 256
 
+# A random digit as one whose upper two bits are those of the variant.
+_VARIANTS: Final = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
+
 
 class RandomIds:
     """UUIDs of version 4 (RFC 9562, section 5.4): 122 random bits of the operating system each.
@@ -27,5 +30,4 @@ class RandomIds:
             digits = self._random(16 * _AT_ONCE).hex()
             self._left = [digits[i : i + 32] for i in range(0, len(digits), 32)]
         id_ = self._left.pop()
-        variant = "89ab"[int(id_[16], 16) & 3]
-        return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{variant}{id_[17:20]}-{id_[20:]}"
+        return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{_VARIANTS[id_[16]]}{id_[17:20]}-{id_[20:]}"

@@ -83,8 +83,10 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it: the request, and what objects take in memory."""
-        texts = sum(len(k) + _text_size(v) + _PER_TEXT for k, v in self.headers)
-        return len(self.body) + len(self.target) + texts
+        size = len(self.body) + len(self.target) + _PER_TEXT * len(self.headers)
+        for name, value in self.headers:
+            size += len(name) + _text_size(value)
+        return size
 
     def __repr__(self) -> str:
         return f"Call({self.endpoint!r}, {len(self.body)} bytes)"
@@ -133,9 +135,10 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it, beside its call."""
-        fallbacks = sum(_text_size(fallback.model) + _PER_TEXT for fallback in self.fallbacks)
-        texts = _text_size(self.model) + _text_size(self.request_id) + len(self.traceparent)
-        return texts + fallbacks + _PER_RECORD
+        size = _text_size(self.model) + _text_size(self.request_id) + len(self.traceparent)
+        for fallback in self.fallbacks:
+            size += _text_size(fallback.model) + _PER_TEXT
+        return size + _PER_RECORD
 
     def __repr__(self) -> str:
         return f"Job({self.id!r}, {self.endpoint!r}, {self.status.value})"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Final, NamedTuple
 
+import msgspec
 from aiohttp import web
 
 from asyncproxy import credentials, forms, headers, submission, tracecontext
@@ -50,7 +51,7 @@ class Lifetimes:
     max_wait_s: float = 60.0
 
 
-class Caller(NamedTuple):
+class Caller(msgspec.Struct, frozen=True, gc=False):
     """Who a request is from: the header that says so, if one does, and what it says with its digest."""
 
     header: str | None
@@ -264,9 +265,9 @@ class JobService:
                 default_s=lifetimes.default_s,
                 max_s=lifetimes.max_s,
             ),
-            fallbacks=tuple(
-                Fallback(self._routes.upstream_for(model), model) for model in fallbacks or ()
-            ),
+            fallbacks=()
+            if fallbacks is None
+            else tuple(Fallback(self._routes.upstream_for(model), model) for model in fallbacks),
             fallback_index=None if fallbacks is None else 0,
             request_id=_request_id(request),
             traceparent=traceparent,

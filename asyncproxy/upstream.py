@@ -79,6 +79,7 @@ class Upstream:
         self._overridden = frozenset(name.lower() for name, _ in options.headers)
         self._max_result_bytes = options.max_result_bytes
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
+        self._timeout = self._within(options.total_s)
         self._session: aiohttp.ClientSession
         self._busy = 0
         self._idle = asyncio.Event()
@@ -144,7 +145,7 @@ class Upstream:
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         headers["Accept-Encoding"] = "identity"
         headers["Content-Length"] = str(len(call.body))
-        timeout = aiohttp.ClientTimeout(total=timeout_s, connect=min(self.connect_s, timeout_s))
+        timeout = self._timeout if timeout_s == self.total_s else self._within(timeout_s)
         try:
             async with self._session.request(
                 "POST",
@@ -166,10 +167,16 @@ class Upstream:
         if (response.content_length or 0) > most:
             response.close()
             raise self._too_large()
+        content = response.content
+        if content.is_eof():  # all of it came with the head
+            body = content.read_nowait()
+            if len(body) > most:
+                raise self._too_large()
+            return body
         pieces: list[bytes] = []
         size = 0
         with self.watching(response):
-            while piece := await response.content.readany():
+            while piece := await content.readany():
                 size += len(piece)
                 if size > most:
                     response.close()
@@ -238,8 +245,13 @@ class Upstream:
         if content is not None and not content.is_eof() and content.exception() is None:
             content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
 
+    def _within(self, timeout_s: float) -> aiohttp.ClientTimeout:
+        return aiohttp.ClientTimeout(total=timeout_s, connect=min(self.connect_s, timeout_s))
+
     def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
         overridden = self._overridden
+        if not overridden:
+            return CIMultiDict(headers)
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
 from benchmarks.errors import Broken
+from benchmarks.growth import OPERATIONS, SIZES
 from benchmarks.lab import Lab, Sample
 from benchmarks.load import Request
-from benchmarks.servers import Server, parked
+from benchmarks.servers import UNLIMITED, Server, parked
 
 __all__ = ["FIGURES", "Baseline", "Figure"]
 
@@ -40,20 +41,23 @@ class Baseline:
     """What a figure is compared with. ``run`` gets the subject's sample, to answer as much as it did.
 
     ``goal`` is the ratio that the subject should reach, ``added_p50_goal_ms`` what it may add to
-    the median latency. None: it is only reported.
+    the median latency, ``p99_goal`` how many times the baseline's its 99th percentile may be. None: it
+    is only reported.
     """
 
     name: str
     run: Callable[[Lab, Sample], Sample]
     goal: float | None = None
     added_p50_goal_ms: float | None = None
+    p99_goal: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
     """One line of the table or more: a subject, and each of its baselines.
 
-    ``saturates``: the load is meant to keep the server's core busy all the time.
+    ``saturates``: the load is meant to keep the server's core busy all the time. ``most_rounds`` is
+    less than what is asked for where one measurement takes long, and is steady.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Figure:
     baselines: tuple[Baseline, ...]
     lower_is_better: bool = False
     saturates: bool = True
+    most_rounds: int = 99
 
 
 def _embeddings(size_bytes: int) -> bytes:
@@ -205,6 +210,62 @@ def _own_bytes(lab: Lab, like: Sample) -> Sample:
     return Sample(value=len(_30_KB))
 
 
+def _poll_beside(jobs_per_s: int, lab: Lab) -> Sample:
+    """Polls of a job that is parked, while others bring 3 MB each. None of these: the idle proxy."""
+    park = replace(_SUBMIT, body=b'{"model":"parked","input":"x"}')
+    with parked() as nobody, lab.gateway(_3_MB) as upstream:
+        upstreams = [
+            {"name": "parked", "base_url": nobody, "models": ["parked"]},
+            {"name": "gateway", "base_url": upstream.url},
+        ]
+        jobs = {"max_pending": UNLIMITED, "max_pending_per_credential": UNLIMITED, "result_ttl": "1s"}
+        with lab.proxy(upstream.url, upstreams=upstreams, jobs=jobs) as server:
+            job = json.loads(lab.ask(server, park, status=202).body)
+            poll = Request("GET", f"{_SUBMIT.path}/{job['id']}", headers=_HEADERS)
+            lab.ask(server, poll, status=202, times=200)
+            lab.finish_one(server, _SUBMIT)
+            beside = _SUBMIT if jobs_per_s else None
+            sample = lab.pace(server, poll, status=202, beside=beside, jobs_per_s=jobs_per_s)
+            lab.finish_one(server, _SUBMIT)  # all that were submitted are done
+            return sample
+
+
+def _poll_idle(lab: Lab, like: Sample) -> Sample:
+    return _poll_beside(0, lab)
+
+
+def _latency_figure(jobs_per_s: int, *, rounds: int) -> Figure:
+    return Figure(
+        name=f"latency-{jobs_per_s}",
+        title=f"p99 of a poll beside {jobs_per_s} jobs/s of 3 MB",
+        unit="µs",
+        subject=partial(_poll_beside, jobs_per_s),
+        baselines=(Baseline("p99 of a poll, idle", _poll_idle, goal=5.0),),
+        lower_is_better=True,
+        saturates=False,
+        most_rounds=rounds,
+    )
+
+
+def _smallest(operation: str, lab: Lab, like: Sample) -> Sample:
+    return lab.growth(operation, SIZES[0])
+
+
+def _growth_figure(operation: str, jobs: int) -> Figure:
+    return Figure(
+        name=f"growth-{operation}-{jobs}",
+        title=f"{operation}, {jobs:,} jobs stored",
+        unit="µs",
+        subject=lambda lab: lab.growth(operation, jobs),
+        baselines=(
+            Baseline(f"with {SIZES[0]:,}", partial(_smallest, operation), goal=1.2, p99_goal=2.0),
+        ),
+        lower_is_better=True,
+        saturates=False,
+        most_rounds=1,
+    )
+
+
 FIGURES: Final = (
     Figure(
         "submit",
@@ -252,4 +313,7 @@ FIGURES: Final = (
         lower_is_better=True,
         saturates=False,
     ),
+    *(_growth_figure(operation, jobs) for operation in OPERATIONS for jobs in SIZES[1:]),
+    _latency_figure(50, rounds=3),
+    _latency_figure(200, rounds=1),
 )

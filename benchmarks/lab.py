@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -14,6 +16,7 @@ from benchmarks import load, servers
 from benchmarks.errors import Broken
 from benchmarks.load import Load, Reply, Request
 from benchmarks.machine import Cores, on_core
+from benchmarks.pace import Pace, paced
 from benchmarks.servers import Server
 from benchmarks.sink import sink
 
@@ -23,6 +26,10 @@ __all__ = ["Lab", "Meter", "Sample"]
 _WARM_UP_REQUESTS = 200
 
 _DRAIN_S = 60.0
+
+_GROWTH_S = 150.0
+
+_POLLS_PER_S = 200
 
 _LARGE_BYTES = 1_000_000
 
@@ -75,6 +82,8 @@ class Lab:
     log_level: str = "warning"
     interpreter: Sequence[str] | None = None
     around: Callable[[Server], AbstractContextManager[None]] = field(default=lambda _: nullcontext())
+    # By size and operation, median and p99 in µs: measured at once, for the figures of growth to share.
+    grown: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
     def quicker(self, seconds: int) -> Lab:
         """The same lab, for a load of another length."""
@@ -129,6 +138,38 @@ class Lab:
         )
         server.submitted += done.requests * (request.method == "POST")
         return done
+
+    def growth(self, operation: str, jobs: int) -> Sample:
+        """What an operation takes with so many jobs in the store; see :mod:`benchmarks.growth`."""
+        if not self.grown:
+            interpreter = self.interpreter or (sys.executable,)
+            with servers.grown(interpreter, core=self.cores.server, folder=self.folder) as server:
+                with self.around(server):
+                    output, _ = server.process.communicate(timeout=_GROWTH_S)
+                try:
+                    self.grown.update(json.loads(output))
+                except ValueError:
+                    said = server.log.read_text(encoding="utf-8", errors="replace").strip()
+                    raise Broken(f"growth was not measured: {said[-500:]}") from None
+        p50_us, p99_us = self.grown[str(jobs)][operation]
+        return Sample(value=p50_us, p50_ms=p50_us / 1e3, p99_ms=p99_us / 1e3)
+
+    def pace(
+        self, server: Server, measured: Request, *, status: int, beside: Request | None, jobs_per_s: int
+    ) -> Sample:
+        """Latencies of a request that is sent at a steady pace while ``beside`` is submitted."""
+        polls = Pace(server.url, measured, per_s=_POLLS_PER_S, status=status)
+        jobs = None if beside is None else Pace(server.url, beside, per_s=jobs_per_s, status=202)
+        with on_core(self.cores.load), self.metered(server) as meter:
+            done = asyncio.run(paced(polls, self.seconds, beside=jobs))
+        server.submitted += 0 if jobs is None else len(jobs.latencies_s)
+        return Sample(
+            value=1e3 * done.p99_ms,
+            p50_ms=done.p50_ms,
+            p99_ms=done.p99_ms,
+            busy=meter.busy,
+            load_busy=done.busy,
+        )
 
     def sink(self, server: Server, request: Request, *, connections: int) -> Load:
         """As :meth:`wrk`, for large answers."""

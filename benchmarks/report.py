@@ -32,6 +32,8 @@ one by CPU is that of the servers' processor time per request, user and system, 
 not quiet moves less. The latencies are the subject's; of the pairs in the columns after them the first
 is ours. Busy is the part of its core that a server used, plus that of the load generator. A ratio with
 a (!) is not only about the servers: one of them left its core idle for more than a tenth of the time.
+Growth is measured once, in one process without sockets. A figure that is a latency is in µs; where its
+bar is longer than the chart, the chart is cut, and the table has its ratio.
 The log level of the proxy was {log_level}.
 """
 
@@ -72,6 +74,8 @@ def _goal(row: Row) -> str:
         parts.append(f"{'≤' if row.figure.lower_is_better else '≥'} {row.baseline.goal:.3g}")
     if row.baseline.added_p50_goal_ms is not None:
         parts.append(f"+{row.baseline.added_p50_goal_ms:g} ms")
+    if row.baseline.p99_goal is not None and row.p99_ratio is not None:
+        parts.append(f"p99 ≤ {row.baseline.p99_goal:g} ({row.p99_ratio:.2f})")
     if row.reached is not None:
         parts.append("yes" if row.reached else "no")
     return ", ".join(parts)
@@ -123,6 +127,9 @@ def write(
 # The chart, in pixels.
 _LABELS, _BARS, _NUMBERS, _LINE, _TOP = 330, 420, 70, 40, 34
 
+# The ratio at which a bar is cut: all others would be too short to tell apart.
+_LONGEST = 2.0
+
 _STYLE = """
 text { font: 12px system-ui, sans-serif; fill: #333 }
 .small { fill: #777; font-size: 11px }
@@ -137,11 +144,11 @@ text { font: 12px system-ui, sans-serif; fill: #333 }
 
 def chart(rows: Sequence[Row]) -> str:
     """Bars of the ratios, a line across each for its spread, and a red one for its goal."""
-    most = max(1.2, *(max(row.ratios) for row in rows)) if rows else 1.2
+    most = min(_LONGEST, max(1.2, *(max(row.ratios) for row in rows))) if rows else 1.2
     width, height = _LABELS + _BARS + _NUMBERS, _TOP + _LINE * len(rows) + 10
 
     def x(ratio: float) -> float:
-        return _LABELS + _BARS * ratio / most
+        return _LABELS + _BARS * min(ratio, most) / most
 
     def line(kind: str, x1: float, y1: float, x2: float, y2: float) -> str:
         return f'<line class="{kind}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'

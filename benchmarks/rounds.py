@@ -57,6 +57,13 @@ class Row:
         return self.subject.p50_ms - self.other.p50_ms
 
     @property
+    def p99_ratio(self) -> float | None:
+        """The ratio of the 99th percentiles."""
+        if not self.subject.p99_ms or not self.other.p99_ms:
+            return None
+        return self.subject.p99_ms / self.other.p99_ms
+
+    @property
     def reached(self) -> bool | None:
         """Whether every goal is reached. None if there is none."""
         found = []
@@ -67,6 +74,8 @@ class Row:
         goal_ms = self.baseline.added_p50_goal_ms
         if goal_ms is not None and self.added_p50_ms is not None:
             found.append(self.added_p50_ms <= goal_ms)
+        if self.baseline.p99_goal is not None and self.p99_ratio is not None:
+            found.append(self.p99_ratio <= self.baseline.p99_goal)
         return all(found) if found else None
 
     @property
@@ -83,7 +92,7 @@ def measure(figure: Figure, lab: Lab, *, rounds: int, say: Callable[[str], None]
     """
     ours: list[Sample] = []
     others: list[list[Sample]] = [[] for _ in figure.baselines]
-    for number in range(rounds):
+    for number in range(min(rounds, figure.most_rounds)):
         if number % 2 == 0:
             ours.append(figure.subject(lab))
         for samples, baseline in zip(others, figure.baselines, strict=True):
@@ -91,7 +100,7 @@ def measure(figure: Figure, lab: Lab, *, rounds: int, say: Callable[[str], None]
         if number % 2:
             ours.append(figure.subject(lab))
         values = ", ".join(f"{samples[-1].value:,.0f}" for samples in (ours, *others))
-        say(f"{figure.name} {number + 1}/{rounds}: {values} {figure.unit}")
+        say(f"{figure.name} {number + 1}: {values} {figure.unit}")
     pairs = zip(figure.baselines, others, strict=True)
     return [Row(figure, baseline, ours, samples) for baseline, samples in pairs]
 

@@ -24,7 +24,17 @@ from typing import Any
 from benchmarks.errors import Broken
 from benchmarks.machine import on_core, tool
 
-__all__ = ["Kept", "Server", "baseline", "nginx_files", "nginx_proxy", "parked", "proxy"]
+__all__ = [
+    "UNLIMITED",
+    "Kept",
+    "Server",
+    "baseline",
+    "grown",
+    "nginx_files",
+    "nginx_proxy",
+    "parked",
+    "proxy",
+]
 
 _START_S = 15.0
 _STOP_S = 15.0
@@ -33,8 +43,7 @@ _URL = re.compile(rb"http://127\.0\.0\.1:\d+")
 _LOST = re.compile(r"ends with the process: (\d+) unfinished jobs are lost, (\d+) results")
 
 # More than any figure makes: nothing may be refused while something else is measured.
-_UNLIMITED_JOBS = 100_000_000
-_UNLIMITED_BYTES = 1 << 40
+UNLIMITED = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +109,10 @@ def proxy(
         "listen": "127.0.0.1:0",
         "upstreams": [{"base_url": upstream_url}],
         "jobs": {
-            "max_pending": _UNLIMITED_JOBS,
-            "max_pending_per_credential": _UNLIMITED_JOBS,
+            "max_pending": UNLIMITED,
+            "max_pending_per_credential": UNLIMITED,
         },
-        "store": {"max_bytes": _UNLIMITED_BYTES},
+        "store": {"max_bytes": UNLIMITED},
         "shutdown_grace": "10ms",
         "log": {"level": log_level},
     }
@@ -119,6 +128,13 @@ def baseline(role: str, *arguments: str, core: int | None, folder: Path) -> Iter
     """One of the handlers of :mod:`benchmarks.baselines`."""
     command = [sys.executable, "-m", "benchmarks.baselines", role, *arguments]
     with _child(command, core=core, folder=folder) as server:
+        yield server
+
+
+@contextmanager
+def grown(interpreter: Sequence[str], *, core: int | None, folder: Path) -> Iterator[Server]:
+    """:mod:`benchmarks.growth`, which is its own load, and prints what it measured."""
+    with _child([*interpreter, "-m", "benchmarks.growth"], core=core, folder=folder) as server:
         yield server
 
 

@@ -1,0 +1,255 @@
+"""What operations take with ever more jobs in the store: ``python -m benchmarks.growth``.
+
+One process without sockets: requests go into aiohttp's server as bytes, and are timed until the bytes
+of their answer come out. Times are the thread's processor time. So what is seen is our own work, and
+the collector's, but neither the network's spread nor who else uses the core. Half of the jobs that are
+stored wait, half have a result, and the polls go to both, all over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from statistics import median, quantiles
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+
+from asyncproxy import credentials, envelope
+from asyncproxy.app import PROXY, build_app
+from asyncproxy.cli import loop_factory
+from asyncproxy.config import load_config
+from asyncproxy.envelope import Answer
+from asyncproxy.ids import RandomIds
+from asyncproxy.jobs import Call, Finished, Job
+from asyncproxy.stores.base import Store
+from benchmarks.errors import Broken
+from benchmarks.servers import UNLIMITED, parked
+
+__all__ = ["OPERATIONS", "SIZES"]
+
+SIZES: Final = (1_000, 100_000, 1_000_000)
+OPERATIONS: Final = ("submit", "poll", "expiry")
+
+_TIMES: Final = 5_000
+_BATCHES: Final = 100
+_ATTEMPTS: Final = 1_000
+_BATCH: Final = 20
+_LIVES_S: Final = 0.005
+
+_PATH: Final = "/v1/async/embeddings"
+_HEAD: Final = "Host: localhost\r\nAuthorization: Bearer benchmark\r\n"
+_BODY: Final = json.dumps({"model": "m", "input": "The quick brown fox. " * 12}).encode()
+_SUBMIT: Final = (
+    f"POST {_PATH} HTTP/1.1\r\n{_HEAD}Content-Type: application/json\r\n"
+    f"Content-Length: {len(_BODY)}\r\n\r\n"
+).encode() + _BODY
+
+
+class _Wire(asyncio.Transport):
+    """The client's end of a connection that is no socket: notes when an answer comes."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1)})
+        self._answer: asyncio.Future[tuple[float, bytes]] | None = None
+
+    def expect(self) -> asyncio.Future[tuple[float, bytes]]:
+        self._answer = asyncio.get_running_loop().create_future()
+        return self._answer
+
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None:
+        if self._answer is None or self._answer.done():
+            raise Broken("an answer in more than one piece, or to nothing")
+        self._answer.set_result((time.thread_time(), bytes(data)))
+
+    def is_closing(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+    def pause_reading(self) -> None:
+        """There is nothing to read from."""
+
+    def resume_reading(self) -> None:
+        """There is nothing to read from."""
+
+
+class _Client:
+    """Sends requests to a server of aiohttp in this process, one after the other."""
+
+    def __init__(self, server: web.Server) -> None:
+        self._wire = _Wire()
+        self._protocol = server()
+        self._protocol.connection_made(self._wire)
+
+    async def ask(self, request: bytes, status: bytes) -> tuple[float, bytes]:
+        """Seconds until the answer, which must have ``status``, and the answer."""
+        answer = self._wire.expect()
+        started = time.thread_time()
+        self._protocol.data_received(request)
+        ended, data = await answer
+        if not data.startswith(b"HTTP/1.1 " + status):
+            raise Broken(f"not a {status.decode()}: {data[:200]!r}")
+        return ended - started, data
+
+
+class _Filled:
+    """The store of an application, filled to a size by what a store offers to all."""
+
+    def __init__(self, store: Store, upstream: str) -> None:
+        self._store = store
+        self._upstream = upstream
+        self._owner = credentials.digest("benchmark", store.credential_keys[0])
+        self._new_id = RandomIds()
+        self.ids: list[str] = []
+
+    def job(self) -> Job:
+        return Job(
+            id=self._new_id(),
+            endpoint="embeddings",
+            credential=self._owner,
+            upstream=self._upstream,
+            model="m",
+            created_at=round(time.time(), 3),
+            ttl_s=3600,
+        )
+
+    async def fill(self, size: int) -> None:
+        """Store jobs until there are ``size``."""
+        while len(self.ids) < size:
+            await self.finish(self.job(), lives_s=3600)
+            job = self.job()
+            await self._store.create(job, self._call())
+            self.ids.append(job.id)
+
+    async def finish(self, job: Job, *, lives_s: float) -> None:
+        """Store a result that lives so long. It is the newest job, and no other one may be claimed."""
+        other = msgspec.structs.replace(job, upstream=_ASIDE)
+        await self._store.create(other, self._call())
+        claim = await self._store.claim(_ASIDE)
+        answer = Answer(200, ((b"Content-Type", b"application/json"),), b'{"data":[0.123456789]}')
+        outcome = envelope.finished(claim.job, answer, now=round(time.time(), 3))
+        outcome = msgspec.structs.replace(outcome, expires_at=time.time() + lives_s)
+        if not await self._store.finish(claim.job, outcome):
+            raise Broken("a result was not taken")
+        if lives_s > _LIVES_S:
+            self.ids.append(job.id)
+
+    def _call(self) -> Call:
+        headers = tuple((f"X-Header-{n}", f"{n:036}") for n in range(7))
+        return Call("embeddings", "/v1/embeddings", headers, bytes(bytearray(_BODY)))
+
+
+# No worker claims the jobs of an upstream that is not configured, so the results can be made here.
+_ASIDE: Final = "aside"
+
+
+async def _submits(client: _Client, filled: _Filled, store: Store) -> list[float]:
+    """Each job is deleted again, so that the store keeps its size."""
+    seconds = []
+    for _ in range(_TIMES):
+        took_s, answer = await client.ask(_SUBMIT, b"202")
+        seconds.append(took_s)
+        if not await store.delete(json.loads(answer.partition(b"\r\n\r\n")[2])["id"]):
+            raise Broken("a job that was answered 202 is not there")
+    return seconds
+
+
+async def _polls(client: _Client, filled: _Filled, store: Store) -> list[float]:
+    seconds = []
+    for job_id in random.Random(1).choices(filled.ids, k=_TIMES):
+        job = await store.get(job_id)
+        request = f"GET {_PATH}/{job_id} HTTP/1.1\r\n{_HEAD}\r\n".encode()
+        took_s, _ = await client.ask(request, b"200" if isinstance(job, Finished) else b"202")
+        seconds.append(took_s)
+    return seconds
+
+
+async def _expiries(client: _Client, filled: _Filled, store: Store) -> list[float]:
+    """Per result, in batches that expire together.
+
+    A batch that took longer to store than it lives, or that housekeeping met first, does not count.
+    """
+    seconds: list[float] = []
+    for _ in range(_ATTEMPTS):
+        if len(seconds) == _BATCHES:
+            return seconds
+        for _ in range(_BATCH):
+            await filled.finish(filled.job(), lives_s=_LIVES_S)
+        before = (await store.usage()).results
+        await asyncio.sleep(1.5 * _LIVES_S)
+        started = time.thread_time()
+        await store.tick()
+        took_s = time.thread_time() - started
+        if before - (await store.usage()).results == _BATCH:
+            seconds.append(took_s / _BATCH)
+    raise Broken("results do not expire when they should")
+
+
+_MEASURES: Final[dict[str, Callable[[_Client, _Filled, Store], Awaitable[list[float]]]]] = {
+    "submit": _submits,
+    "poll": _polls,
+    "expiry": _expiries,
+}
+
+
+async def _measure(upstream_url: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """By size and operation: the median and the 99th percentile, in microseconds."""
+    config = load_config(
+        {
+            "upstreams": [{"name": "parked", "base_url": upstream_url, "concurrency": 1}],
+            "jobs": {"max_pending": UNLIMITED, "max_pending_per_credential": UNLIMITED},
+            "store": {"max_bytes": UNLIMITED},
+            "shutdown_grace": "10ms",
+        },
+        environ={},
+    )
+    app = build_app(config)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+    await runner.setup()
+    try:
+        assert runner.server is not None
+        return await _at_each_size(_Client(runner.server), app[PROXY].store)
+    finally:
+        await runner.cleanup()
+
+
+async def _at_each_size(client: _Client, store: Store) -> dict[str, dict[str, tuple[float, float]]]:
+    filled = _Filled(store, "parked")
+    await client.ask(_SUBMIT, b"202")  # keeps the only worker busy
+    found: dict[str, dict[str, tuple[float, float]]] = {}
+    for size in SIZES:
+        await filled.fill(size)
+        found[str(size)] = {}
+        for operation in OPERATIONS:
+            measure = _MEASURES[operation]
+            if size == SIZES[0]:  # caches, and the interpreter's specialised code
+                await measure(client, filled, store)
+            seconds = await measure(client, filled, store)
+            p99 = quantiles(seconds, n=100)[98]
+            found[str(size)][operation] = (1e6 * median(seconds), 1e6 * p99)
+    return found
+
+
+def main() -> int:
+    """Print the URL of the upstream that is parked, then what was measured, as JSON."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)  # as the command line does
+    with parked() as upstream_url:
+        print(upstream_url, flush=True)
+        with asyncio.Runner(loop_factory=loop_factory()) as runner:
+            found = runner.run(_measure(upstream_url))
+    print(json.dumps(found), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
