@@ -109,7 +109,9 @@ async def test_waiting_jobs_of_an_upstream_that_is_gone_find_another(
     start: Start, gateway: Gateway, other: Gateway
 ) -> None:
     gateway.behaviour = hang
-    proxy = await start(upstreams=[upstream("one", gateway, concurrency=1)])
+    # The lease: a store that others share gives them some of them to serve the upstream.
+    one = upstream("one", gateway, concurrency=1)
+    proxy = await start(upstreams=[one], store={"lease": "1s"})
     flying = await proxy.submit()
     await gateway.until(lambda: gateway.busy == 1)
     waiting = [await proxy.submit() for _ in range(3)]
@@ -197,7 +199,7 @@ async def test_keys_change(start: Start, gateway: Gateway) -> None:
 
 
 async def test_what_needs_a_restart_is_named_and_stays(proxy: Client, gateway: Gateway) -> None:
-    listen = proxy.parts.config.listen
+    before = proxy.parts.config
     fixed = await reconfigure(
         proxy,
         upstream("gateway", gateway),
@@ -207,9 +209,13 @@ async def test_what_needs_a_restart_is_named_and_stays(proxy: Client, gateway: G
         jobs={"endpoints": ["ocr"], "max_pending": 5},
         store={"prefix": "other", "max_bytes": 4096},
     )
-    assert fixed == ["listen", "admin_listen", "client_timeout", "jobs.endpoints", "store.prefix"]
+    named = {"listen", "admin_listen", "client_timeout", "jobs.endpoints", "store.prefix"}
+    # The store may be another one than that of the new configuration, too.
+    assert {name for name in fixed if not name.startswith("store.")} | {"store.prefix"} == named
+    assert "store.prefix" in fixed
     config = proxy.parts.config
-    assert (config.listen, config.admin_listen, config.store.prefix) == (listen, None, "asyncproxy")
+    assert (config.listen, config.admin_listen) == (before.listen, None)
+    assert config.store == before.store.model_copy(update={"max_bytes": 4096})
     assert (config.jobs.max_pending, config.store.max_bytes) == (5, 4096)
     assert "embeddings" in config.jobs.endpoints
 
