@@ -256,9 +256,8 @@ class Dispatcher:
                 if pool.leaving and not pool.workers:
                     self._leaving.discard(pool)
                 return
-            pool.idle.add(worker)
             try:
-                claim = await self._store.claim(pool.upstream.name)
+                claim = await self._claim(pool, worker)
             except UnreadableCall as error:
                 logger.error("job %s: its request cannot be read with our keys", error.job.id)  # noqa: TRY400
                 await self._interrupt(error.job, "The request of this job cannot be read any more.")
@@ -267,13 +266,18 @@ class Dispatcher:
                 logger.exception("no job can be claimed: an error inside the proxy")
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
                 continue
-            finally:
-                pool.idle.discard(worker)
             try:
                 await self._run(claim, pool)
             except Exception:
                 logger.exception("job %s: an error inside the proxy", claim.job.id)
                 await self._interrupt(claim.job, "An error inside the proxy ended this job.")
+
+    async def _claim(self, pool: _Pool, worker: asyncio.Task[None]) -> Claim:
+        pool.idle.add(worker)
+        try:
+            return await self._store.claim(pool.upstream.name)
+        finally:
+            pool.idle.discard(worker)
 
     async def _interrupt(self, job: Job, why: str) -> None:
         """End a job that met an error of ours. Whatever happens, it must not stay processing."""

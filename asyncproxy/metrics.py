@@ -8,20 +8,13 @@ of statuses. Never a model, an id, a method or a path: a client could make a ser
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
-from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
 
 from asyncproxy import events
 from asyncproxy.events import Observer, status_class
+from asyncproxy.instruments import Count, Distribution
 from asyncproxy.jobs import JobStatus
 from asyncproxy.stores.base import States, Usage
 from asyncproxy.version import __version__
@@ -39,8 +32,6 @@ _LONG: Final = (
 # The memory store takes microseconds, a disk milliseconds, a server that comes back seconds.
 _STORE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
 _LAG: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
-
-Instrument = TypeVar("Instrument", bound=MetricWrapperBase)
 
 
 class Fill(NamedTuple):
@@ -66,19 +57,6 @@ class Readings(NamedTuple):
     draining: bool
 
 
-class _Children(dict[tuple[str, ...], Instrument], Generic[Instrument]):
-    """The children of an instrument by their labels: to look one up there takes a lock and longer."""
-
-    def __init__(self, instrument: Instrument) -> None:
-        super().__init__()
-        self._instrument = instrument
-
-    def __missing__(self, labels: tuple[str, ...]) -> Instrument:
-        child: Instrument = self._instrument.labels(*labels)
-        self[labels] = child
-        return child
-
-
 class Metrics(Observer):
     """The instruments of one application, in a registry of their own."""
 
@@ -91,11 +69,10 @@ class Metrics(Observer):
         self._add_calls()
         self._add_store()
         self._add_requests()
-        self._lag = Histogram(
+        self._lag = self._histogram(
             "asyncproxy_event_loop_lag_seconds",
             "How much later than asked for the event loop runs what is due.",
             buckets=_LAG,
-            registry=self.registry,
         )
         self._reloads = self._counter(
             "asyncproxy_config_reloads", "Configurations read at SIGHUP.", "outcome"
@@ -181,13 +158,13 @@ class Metrics(Observer):
             "asyncproxy_relay_hops", "Redirects of relayed requests.", "endpoint"
         )
 
-    def _counter(self, name: str, text: str, *labels: str) -> _Children[Counter]:
-        return _Children(Counter(name, text, labels, registry=self.registry))
+    def _counter(self, name: str, text: str, *labels: str) -> Count:
+        return Count(name, text, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, text: str, *labels: str, buckets: Sequence[float] = _LONG
-    ) -> _Children[Histogram]:
-        return _Children(Histogram(name, text, labels, registry=self.registry, buckets=buckets))
+    ) -> Distribution:
+        return Distribution(name, text, labels, buckets, registry=self.registry)
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
@@ -195,59 +172,59 @@ class Metrics(Observer):
     # What happens.
 
     def job_submitted(self, event: events.JobSubmitted) -> None:
-        self._submitted[event.endpoint, event.upstream].inc()
+        self._submitted.add((event.endpoint, event.upstream))
 
     def submit_refused(self, event: events.SubmitRefused) -> None:
-        self._refused[event.endpoint, event.code].inc()
+        self._refused.add((event.endpoint, event.code))
 
     def job_started(self, event: events.JobStarted) -> None:
-        self._queue_seconds[event.upstream,].observe(event.queued_s)
+        self._queue_seconds.observe((event.upstream,), event.queued_s)
 
     def call_ended(self, event: events.CallEnded) -> None:
-        self._attempt_seconds[event.upstream, event.outcome].observe(event.duration_s)
+        self._attempt_seconds.observe((event.upstream, event.outcome), event.duration_s)
 
     def retried(self, event: events.Retried) -> None:
-        self._retries[event.upstream, event.reason].inc()
+        self._retries.add((event.upstream, event.reason))
 
     def fell_back(self, event: events.FellBack) -> None:
-        self._fallbacks[event.upstream,].inc()
+        self._fallbacks.add((event.upstream,))
 
     def paused(self, event: events.Paused) -> None:
-        self._pauses[event.upstream,].inc()
+        self._pauses.add((event.upstream,))
 
     def job_finished(self, event: events.JobFinished) -> None:
         outcome = "completed"
         if event.status is not JobStatus.COMPLETED:
             outcome = event.code or "upstream_" + status_class(event.status_code)
-        self._finished[event.endpoint, event.upstream, outcome].inc()
-        self._job_seconds[event.endpoint, event.upstream].observe(event.total_s)
+        self._finished.add((event.endpoint, event.upstream, outcome))
+        self._job_seconds.observe((event.endpoint, event.upstream), event.total_s)
 
     def request_passed(self, event: events.RequestPassed) -> None:
         status = status_class(event.status) if event.status else "none"
-        self._passed[event.upstream, status, event.outcome].inc()
-        self._passed_bytes[event.upstream, "request"].inc(event.received_bytes)
-        self._passed_bytes[event.upstream, "response"].inc(event.sent_bytes)
+        self._passed.add((event.upstream, status, event.outcome))
+        self._passed_bytes.add((event.upstream, "request"), event.received_bytes)
+        self._passed_bytes.add((event.upstream, "response"), event.sent_bytes)
         if event.first_byte_s is not None:
-            self._first_byte_seconds[event.upstream,].observe(event.first_byte_s)
+            self._first_byte_seconds.observe((event.upstream,), event.first_byte_s)
 
     def wait_ended(self, event: events.WaitEnded) -> None:
-        self._waits[event.endpoint, event.outcome].inc()
+        self._waits.add((event.endpoint, event.outcome))
 
     def relay_hop(self, event: events.RelayHop) -> None:
-        self._hops[event.endpoint,].inc()
+        self._hops.add((event.endpoint,))
 
     def store_operation(self, event: events.StoreOperation) -> None:
         if event.duration_s is not None:
-            self._store_seconds[event.operation,].observe(event.duration_s)
+            self._store_seconds.observe((event.operation,), event.duration_s)
         if event.error:
-            self._store_errors[event.operation, event.error].inc()
+            self._store_errors.add((event.operation, event.error))
 
     def config_reloaded(self, event: events.ConfigReloaded) -> None:
-        self._reloads["succeeded" if event.succeeded else "refused",].inc()
+        self._reloads.add(("succeeded" if event.succeeded else "refused",))
 
     def loop_lagged(self, lag_s: float) -> None:
         """Note how late the event loop was."""
-        self._lag.observe(lag_s)
+        self._lag.observe((), lag_s)
 
     # What is.
 

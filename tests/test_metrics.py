@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client import Histogram
-from prometheus_client.metrics import MetricWrapperBase
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import Counter as TheirCounter
+from prometheus_client import Histogram as TheirHistogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from asyncproxy import events
 from asyncproxy.events import Observer
+from asyncproxy.instruments import Count, Distribution
 from asyncproxy.jobs import JobStatus
 from asyncproxy.metrics import Fill, Metrics, Readings
 from asyncproxy.stores.base import States, Usage
@@ -86,13 +90,17 @@ def tell(metrics: Observer, name: str, event: Any) -> None:
     getattr(metrics, name)(event)
 
 
-def instruments(metrics: Metrics) -> dict[str, MetricWrapperBase]:
-    """Ours, by the names that they have on the page."""
-    return {
-        collector._name + ("_total" if collector._type == "counter" else ""): collector
-        for collector in metrics.registry._collector_to_names
-        if isinstance(collector, MetricWrapperBase)
-    }
+def instruments(metrics: Metrics) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """The types and labels of ours, by the names that they have on the page."""
+    found = {}
+    for collector in metrics.registry._collector_to_names:
+        if isinstance(collector, Count):
+            found[collector.name + "_total"] = ("counter", collector.labels)
+        elif isinstance(collector, Distribution):
+            found[collector.name] = ("histogram", collector.labels)
+        elif isinstance(collector, Gauge):
+            found[collector._name] = ("gauge", tuple(collector._labelnames))
+    return found
 
 
 def table(heading: str) -> list[list[str]]:
@@ -107,10 +115,7 @@ def test_the_page_lists_what_there_is() -> None:
     listed = {
         row[0].strip("`"): (row[1], tuple(re.findall(r"`(\w+)`", row[2]))) for row in table("# Metrics")
     }
-    assert listed == {
-        name: (instrument._type, tuple(instrument._labelnames))
-        for name, instrument in instruments(Metrics()).items()
-    }
+    assert listed == instruments(Metrics())
 
 
 def test_the_page_has_the_buckets() -> None:
@@ -120,11 +125,9 @@ def test_the_page_has_the_buckets() -> None:
         for name in re.findall(r"`(\w+)`", row[0])
     }
     assert listed == {
-        name: list(instrument._kwargs.get("buckets", instrument._upper_bounds[:-1]))
-        if instrument._labelnames
-        else instrument._upper_bounds[:-1]
-        for name, instrument in instruments(Metrics()).items()
-        if isinstance(instrument, Histogram)
+        collector.name: list(collector.bounds)
+        for collector in Metrics().registry._collector_to_names
+        if isinstance(collector, Distribution)
     }
 
 
@@ -283,3 +286,22 @@ def test_several_observers_are_told_in_their_order_and_only_of_what_they_know() 
     for name, event in HAPPENED.items():
         tell(both, name, event)
     assert seen == ["paused", "one", "two"]
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.floats(-1, 20)), max_size=50))
+def test_instruments_say_what_those_of_the_library_do(values: list[tuple[str, float]]) -> None:
+    """But for the time of their creation."""
+    ours, theirs = CollectorRegistry(), CollectorRegistry()
+    bounds = (0.005, 0.1, 1, 2.5, 10)
+    count = Count("things", "Some.", ["kind"], registry=ours)
+    spread = Distribution("sizes", "Some.", ["kind"], bounds, registry=ours)
+    their_count = TheirCounter("things", "Some.", ["kind"], registry=theirs)
+    their_spread = TheirHistogram("sizes", "Some.", ["kind"], registry=theirs, buckets=bounds)
+    for kind, value in values:
+        count.add((kind,), abs(value))
+        their_count.labels(kind).inc(abs(value))
+        spread.observe((kind,), value)
+        their_spread.labels(kind).observe(value)
+    lines = generate_latest(theirs).decode().splitlines()
+    expected = [line for line in lines if "_created" not in line]
+    assert generate_latest(ours).decode().splitlines() == expected

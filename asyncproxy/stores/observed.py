@@ -24,7 +24,8 @@ T = TypeVar("T")
 class ObservedStore:
     """See :class:`~asyncproxy.stores.base.Store`. All that is asked of it, ``inner`` does.
 
-    Of what waits by design, only the errors are told.
+    Of what waits by design, only the errors are told. What each submit and each poll asks for goes
+    without :meth:`_timed`, which is another coroutine.
     """
 
     def __init__(self, inner: Store, observer: Observer) -> None:
@@ -51,10 +52,24 @@ class ObservedStore:
         return self._inner.opened(lost)
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
-        return await self._timed("create", self._inner.create(job, call, alias))
+        started = perf_counter()
+        try:
+            found = await self._inner.create(job, call, alias)
+        except Exception as error:
+            self._failed("create", started, error)
+            raise
+        self._tell(StoreOperation("create", perf_counter() - started))
+        return found
 
     async def get(self, job_id: str) -> Job | Finished | None:
-        return await self._timed("get", self._inner.get(job_id))
+        started = perf_counter()
+        try:
+            found = await self._inner.get(job_id)
+        except Exception as error:
+            self._failed("get", started, error)
+            raise
+        self._tell(StoreOperation("get", perf_counter() - started))
+        return found
 
     async def claim(self, upstream: str) -> Claim:
         return await self._watched("claim", self._inner.claim(upstream))
@@ -117,10 +132,13 @@ class ObservedStore:
         try:
             done = await work
         except Exception as error:
-            self._tell(StoreOperation(operation, perf_counter() - started, _code(error)))
+            self._failed(operation, started, error)
             raise
         self._tell(StoreOperation(operation, perf_counter() - started))
         return done
+
+    def _failed(self, operation: str, started: float, error: Exception) -> None:
+        self._tell(StoreOperation(operation, perf_counter() - started, _code(error)))
 
     async def _watched(self, operation: str, work: Awaitable[T]) -> T:
         try:
