@@ -62,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--workers", metavar="N", type=_count, default=1, help="processes on the port (redis:// only)"
     )
-    serve.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    serve.add_argument("--worker", metavar="NUMBER", type=int, help=argparse.SUPPRESS)
     serve.set_defaults(run=_serve)
 
     check = commands.add_parser(
@@ -103,7 +103,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         if arguments.workers > 1:
             return _supervise(arguments, config)
         reload = Reload(read, log=log, warn=_warn)
-        return _run(lambda: serve(config, reload=reload, worker=arguments.worker))
+        return _run(lambda: serve(config, reload=reload, worker=arguments.worker is not None))
 
 
 def _configured(arguments: argparse.Namespace) -> Config:
@@ -111,7 +111,17 @@ def _configured(arguments: argparse.Namespace) -> Config:
         config = load_config(arguments.config)
     else:
         config = load_config({"upstreams": [{"base_url": arguments.upstream}]}, environ={})
+    if arguments.worker is not None:
+        config = _with_pages_of_its_own(config, arguments.worker)
     return config if arguments.listen is None else _listening_on(config, arguments.listen)
+
+
+def _with_pages_of_its_own(config: Config, number: int) -> Config:
+    """What a worker is, it has to say on a port of its own: the first one's, and those behind it."""
+    if config.admin_listen is None or config.admin_listen.endswith(":0"):
+        return config
+    host, _, port = config.admin_listen.rpartition(":")
+    return config.model_copy(update={"admin_listen": f"{host}:{int(port) + number}"})
 
 
 def _supervise(arguments: argparse.Namespace, config: Config) -> int:
@@ -122,12 +132,18 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
     with reserved(*config.address) as (host, port):
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
-        def command(_number: int) -> Sequence[str]:
-            worker = ["serve", *source, "--listen", address, "--worker"]
+        def command(number: int) -> Sequence[str]:
+            worker = ["serve", *source, "--listen", address, "--worker", str(number)]
             return [sys.executable, "-m", "asyncproxy", *worker]
 
         def ready() -> None:
-            _announce(f"http://{address}", config, f" with {arguments.workers} workers")
+            how = f" with {arguments.workers} workers"
+            if config.admin_listen is not None:
+                how += f", the pages of each on the ports from {config.admin_listen} on"
+            _announce(f"http://{address}", config, how)
+
+        if config.admin_listen is None:
+            logger.warning("without admin_listen, a scrape of /-/metrics meets any one of the workers")
 
         supervisor = Supervisor(command, arguments.workers, grace_s=config.shutdown_grace)
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
