@@ -297,7 +297,9 @@ class Dispatcher:
         self._rate_limits.started(job)
         if job.claims == 1:
             self._observer.job_started(JobStarted(job.id, job.endpoint, job.upstream, queued_s))
-            self._start_span("queue", job, started_at=job.created_at).end()
+            # A rounded creation may lie ahead, and no span may end before it begins.
+            began = job.created_at if queued_s else None
+            self._start_span("queue", job, started_at=began).end()
         span = self._start_span("attempt", job, outward=True)
         pool.calls += 1
         try:
