@@ -190,17 +190,17 @@ class Dispatcher:
             worker.cancel()
 
     async def drain(self, grace_s: float) -> None:
-        """Claim nothing any more, and give the calls in flight ``grace_s`` to end.
+        """Claim nothing any more, and give the calls in flight ``grace_s`` to end and be recorded.
 
         What has not ended then is pending again, as if it had not been sent. May be called twice; a
         shorter grace in the second call ends the first.
         """
         self.draining = True
-        sending = set(self._calls.values())
-        for worker in self._workers - sending:
+        idle = {worker for pool in (*self._pools.values(), *self._leaving) for worker in pool.idle}
+        for worker in idle:
             worker.cancel()
-        if sending:
-            await asyncio.wait(sending, timeout=grace_s)
+        if busy := self._workers - idle:
+            await asyncio.wait(busy, timeout=grace_s)
         # Those who wait for a call in flight have heard of its end by now; the others hear how it is.
         self._store.release_waiters()
         for worker in self._workers:

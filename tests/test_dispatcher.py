@@ -393,3 +393,29 @@ async def test_a_request_that_cannot_be_read_ends_its_job_and_no_other(
     await rig.submit("b")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).status is JobStatus.COMPLETED
+
+
+async def test_an_outcome_that_waits_for_the_store_gets_the_grace_of_a_stop(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncproxy.dispatcher._FIRST_RETRY_S", 0)
+    rig = await make()
+    finish, away, tried = rig.store.finish, asyncio.Event(), asyncio.Event()
+
+    async def failing_finish(job: Job, outcome: Finished) -> bool:
+        tried.set()
+        if not away.is_set():
+            raise StoreUnavailable("away")
+        return await finish(job, outcome)
+
+    rig.store.finish = failing_finish  # type: ignore[method-assign]
+    await rig.submit("a")
+    rig.upstream.answers.put_nowait(OK)
+    await tried.wait()
+    draining = asyncio.ensure_future(rig.dispatcher.drain(30))
+    await asyncio.sleep(0)
+    assert not draining.done()
+    away.set()
+    async with asyncio.timeout(10):
+        await draining
+    assert await rig.status("a") is JobStatus.COMPLETED

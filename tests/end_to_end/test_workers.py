@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import secrets
 import signal
+import socket
 from base64 import b64encode
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
@@ -34,11 +36,13 @@ shutdown_grace: 5s
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, gateway: Gateway, workers: int) -> AsyncIterator[Process]:
-    config = config_file(tmp_path, gateway)
+async def serving(
+    tmp_path: Path, gateway: Gateway, workers: int, more: str = ""
+) -> AsyncIterator[Process]:
+    config = config_file(tmp_path, gateway, more)
     async with started("serve", "--config", config, "--workers", str(workers)) as process:
         line = await process.line()
-        assert line.endswith(f"in front of gateway with {workers} workers"), line
+        assert f"in front of gateway with {workers} workers" in line, line
         process.url = line.split(" listens on ")[1].split(",")[0]
         yield process
 
@@ -83,6 +87,30 @@ async def test_workers_are_one_api(tmp_path: Path, gateway: Gateway) -> None:
     assert err.count("stopped; unfinished jobs in the store: 0, results: 20") == 3
 
 
+def two_free_ports() -> int:
+    """A port that is free, and so is the one behind it."""
+    while True:
+        first = redis_server.free_port()
+        with socket.socket() as second, suppress(OSError, OverflowError):
+            second.bind(("127.0.0.1", first + 1))
+            return first
+
+
+async def test_each_worker_has_its_own_pages(tmp_path: Path, gateway: Gateway) -> None:
+    port = two_free_ports()
+    more = f"admin_listen: 127.0.0.1:{port}\n"
+    async with serving(tmp_path, gateway, 2, more) as process, aiohttp.ClientSession() as session:
+        pids = set()
+        for page in (port, port + 1):
+            async with session.get(f"http://127.0.0.1:{page}/-/metrics") as response:
+                text = await response.text()
+            (started_at,) = re.findall(r"^process_start_time_seconds (.*)$", text, re.M)
+            pids.add(started_at)
+        assert len(pids) == 2
+        async with session.get(f"{process.url}/-/metrics") as response:
+            assert response.status == 404
+
+
 async def test_a_worker_that_dies_is_started_again(tmp_path: Path, gateway: Gateway) -> None:
     async with serving(tmp_path, gateway, 2) as process:
         before = workers_of(process)
@@ -110,7 +138,9 @@ async def test_workers_that_cannot_start_end_it_all(tmp_path: Path, gateway: Gat
     code, out, err = await run("serve", "--config", config, "--workers", "2")
     assert (code, out) == (1, "")
     assert "Traceback" not in err
-    assert all(line.startswith("asyncproxy: ") for line in err.splitlines()), err
+    said = [line for line in err.splitlines() if "without admin_listen" not in line]
+    assert said
+    assert all(line.startswith("asyncproxy: the store redis://") for line in said), err
 
 
 async def test_a_port_that_is_taken(tmp_path: Path, gateway: Gateway) -> None:
