@@ -19,7 +19,7 @@ from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
 from asyncproxy.config import Config
 from asyncproxy.credentials import KeyRing
-from asyncproxy.dispatcher import Dispatcher, Policy
+from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.errors import StartupError
 from asyncproxy.events import Observer, Observers
 from asyncproxy.health import Health
@@ -30,6 +30,7 @@ from asyncproxy.loop_lag import measuring_lag
 from asyncproxy.metrics import Metrics
 from asyncproxy.middleware import answering_errors
 from asyncproxy.passthrough import PassThrough
+from asyncproxy.pools import Policy
 from asyncproxy.relay import Relay
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.service import JobService

@@ -11,10 +11,8 @@ import logging
 import math
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TypeVar
 
 import msgspec
@@ -45,13 +43,14 @@ from asyncproxy.events import (
     status_class,
 )
 from asyncproxy.jobs import Call, Job, JobStatus
+from asyncproxy.pools import Policy, Pool, Pools
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.tracecontext import carried, trace_id
 from asyncproxy.tracing import ATTEMPT, ENDPOINT, JOB, MODEL, UPSTREAM, Span, Tracer
 from asyncproxy.upstream import Upstream
 
-__all__ = ["Dispatcher", "Policy"]
+__all__ = ["Dispatcher"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,38 +68,6 @@ _LONGEST_RETRY_S = 5.0
 _SMOOTHING = 0.1
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """How jobs of one upstream are sent. ``attempts`` counts the first call too.
-
-    ``hidden`` is what it gets from us and must not be in the log, should it quote that in an error.
-    """
-
-    concurrency: int = 64
-    attempts: int = 3
-    backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
-    hidden: frozenset[str] = field(default=frozenset(), repr=False)
-
-
-@dataclass(slots=True, eq=False)
-class _Pool:
-    """The workers of one upstream."""
-
-    upstream: Upstream
-    policy: Policy
-    mean_call_s: float = 1.0
-    calls: int = 0  # in flight
-    workers: set[asyncio.Task[None]] = field(default_factory=set)
-    idle: set[asyncio.Task[None]] = field(default_factory=set)  # those that wait for a job
-    leaving: bool = False  # another one has taken its place
-
-    @property
-    def surplus(self) -> int:
-        """How many workers there are too many."""
-        return len(self.workers) - (0 if self.leaving else self.policy.concurrency)
 
 
 class Dispatcher:
@@ -125,7 +92,7 @@ class Dispatcher:
         rng: random.Random | None = None,
     ) -> None:
         self._store = store
-        self._pools = {upstream.name: _Pool(upstream, policy) for upstream, policy in upstreams}
+        self._pools = Pools(upstreams, self._turn)
         self._deadline_s = deadline_s
         self._observer = observer
         self._route = route
@@ -134,18 +101,19 @@ class Dispatcher:
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
         self._rate_limits = RateLimits()
-        self._leaving: set[_Pool] = set()  # replaced ones that still have calls in flight
-        self._workers: set[asyncio.Task[None]] = set()
         self._calls: dict[str, asyncio.Task[None]] = {}  # job id → the worker that sends it
         self._aborted: set[str] = set()
-        self.draining = False
+
+    @property
+    def draining(self) -> bool:
+        """Whether no job is taken any more."""
+        return self._pools.draining
 
     @asynccontextmanager
     async def running(self, *, grace_s: float) -> AsyncIterator[None]:
         """Work for the length of a ``with``; its end is a :meth:`drain`."""
         housekeeping = asyncio.create_task(self._keep_house(), name="asyncproxy-housekeeping")
-        for pool in self._pools.values():
-            self._adjust(pool)
+        self._pools.start()
         try:
             yield
         finally:
@@ -160,34 +128,7 @@ class Dispatcher:
         the next :meth:`tidy`.
         """
         self._deadline_s = deadline_s
-        before, self._pools = self._pools, {}
-        for upstream, policy in upstreams:
-            pool = before.get(upstream.name)
-            if pool is not None and pool.upstream is upstream:
-                del before[upstream.name]
-                pool.policy = policy
-            else:
-                pool = _Pool(upstream, policy, pool.mean_call_s if pool else 1.0)
-            self._pools[upstream.name] = pool
-        for pool in before.values():
-            pool.leaving = True
-        if not self.draining:
-            for pool in (*before.values(), *self._pools.values()):
-                self._adjust(pool)
-        self._leaving = {pool for pool in (*self._leaving, *before.values()) if pool.workers}
-
-    def _adjust(self, pool: _Pool) -> None:
-        """Let a pool have as many workers as it is to have; one that runs a job leaves after it."""
-        while pool.surplus < 0:
-            name = f"asyncproxy-{pool.upstream.name}-{len(pool.workers)}"
-            worker = asyncio.create_task(self._work(pool), name=name)
-            for tasks in (pool.workers, self._workers):
-                tasks.add(worker)
-                worker.add_done_callback(tasks.discard)
-        # Only those who wait: whoever has a job has to see to its end.
-        for worker in list(pool.idle)[: max(0, pool.surplus)]:
-            pool.workers.discard(worker)
-            worker.cancel()
+        self._pools.reconfigure(upstreams)
 
     async def drain(self, grace_s: float) -> None:
         """Claim nothing any more, and give the calls in flight ``grace_s`` to end and be recorded.
@@ -195,17 +136,10 @@ class Dispatcher:
         What has not ended then is pending again, as if it had not been sent. May be called twice; a
         shorter grace in the second call ends the first.
         """
-        self.draining = True
-        idle = {worker for pool in (*self._pools.values(), *self._leaving) for worker in pool.idle}
-        for worker in idle:
-            worker.cancel()
-        if busy := self._workers - idle:
-            await asyncio.wait(busy, timeout=grace_s)
+        await self._pools.drain(grace_s)
         # Those who wait for a call in flight have heard of its end by now; the others hear how it is.
         self._store.release_waiters()
-        for worker in self._workers:
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
+        await self._pools.end()
 
     def abort(self, job: Job) -> None:
         """Stop the call of a job that was deleted from the store, if it is under way here."""
@@ -224,15 +158,12 @@ class Dispatcher:
     @property
     def calls(self) -> Mapping[str, int]:
         """Calls in flight, by upstream."""
-        found = Counter({name: pool.calls for name, pool in self._pools.items()})
-        for pool in self._leaving:
-            found[pool.upstream.name] += pool.calls
-        return found
+        return self._pools.calls
 
     @property
     def concurrency(self) -> Mapping[str, int]:
         """As many calls as may be in flight, by upstream."""
-        return {name: pool.policy.concurrency for name, pool in self._pools.items()}
+        return self._pools.concurrency
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
@@ -247,37 +178,24 @@ class Dispatcher:
                 wait = max(wait, place.not_before - self._monotonic() + pool.mean_call_s)
         return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
 
-    async def _work(self, pool: _Pool) -> None:
-        worker = asyncio.current_task()
-        assert worker is not None
-        while not self.draining:
-            if pool.surplus > 0:
-                pool.workers.discard(worker)  # at once: one that is too many, and not all of them
-                if pool.leaving and not pool.workers:
-                    self._leaving.discard(pool)
-                return
-            try:
-                claim = await self._claim(pool, worker)
-            except UnreadableCall as error:
-                logger.error("job %s: its request cannot be read with our keys", error.job.id)  # noqa: TRY400
-                await self._interrupt(error.job, "The request of this job cannot be read any more.")
-                continue
-            except Exception:
-                logger.exception("no job can be claimed: an error inside the proxy")
-                await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
-                continue
-            try:
-                await self._run(claim, pool)
-            except Exception:
-                logger.exception("job %s: an error inside the proxy", claim.job.id)
-                await self._interrupt(claim.job, "An error inside the proxy ended this job.")
-
-    async def _claim(self, pool: _Pool, worker: asyncio.Task[None]) -> Claim:
-        pool.idle.add(worker)
+    async def _turn(self, pool: Pool) -> None:
+        """Take the next job of a pool, and see to its end."""
         try:
-            return await self._store.claim(pool.upstream.name)
-        finally:
-            pool.idle.discard(worker)
+            with pool.waiting():
+                claim = await self._store.claim(pool.upstream.name)
+        except UnreadableCall as error:
+            logger.error("job %s: its request cannot be read with our keys", error.job.id)  # noqa: TRY400
+            await self._interrupt(error.job, "The request of this job cannot be read any more.")
+            return
+        except Exception:
+            logger.exception("no job can be claimed: an error inside the proxy")
+            await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
+            return
+        try:
+            await self._run(claim, pool)
+        except Exception:
+            logger.exception("job %s: an error inside the proxy", claim.job.id)
+            await self._interrupt(claim.job, "An error inside the proxy ended this job.")
 
     async def _interrupt(self, job: Job, why: str) -> None:
         """End a job that met an error of ours. Whatever happens, it must not stay processing."""
@@ -289,7 +207,7 @@ class Dispatcher:
             logger.exception("job %s: its end cannot be recorded, it is tried again", job.id)
             await self._release(job, attempts=job.attempts, delay_s=_PAUSE_AFTER_ERROR_S)
 
-    async def _run(self, claim: Claim, pool: _Pool) -> None:
+    async def _run(self, claim: Claim, pool: Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job = claim.job
         queued_s = max(0.0, self._clock() - job.created_at)
@@ -373,7 +291,7 @@ class Dispatcher:
         assert worker is not None
         return worker.uncancel() == 0
 
-    async def _try_again(self, job: Job, pool: _Pool, outcome: Answer | CallError) -> bool:
+    async def _try_again(self, job: Job, pool: Pool, outcome: Answer | CallError) -> bool:
         """Make the job pending again, if another attempt is worth it."""
         limited = isinstance(outcome, Answer) and outcome.status in retry.RATE_LIMITED
         failures = self._rate_limits.refused(job) if limited else job.attempts + 1

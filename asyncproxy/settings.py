@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from asyncproxy.config import Config, StoreConfig, UpstreamConfig
-from asyncproxy.dispatcher import Policy
 from asyncproxy.endpoints import ENDPOINTS, Endpoint
+from asyncproxy.pools import Policy
 from asyncproxy.service import Lifetimes
 from asyncproxy.stores.base import Limits
 from asyncproxy.upstream import UpstreamOptions

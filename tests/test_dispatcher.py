@@ -11,11 +11,12 @@ from typing import Any, cast
 
 import pytest
 
-from asyncproxy.dispatcher import Dispatcher, Policy
+from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import ModelNotFound, StoreFull, StoreUnavailable, UpstreamUnreachable
 from asyncproxy.events import JobFinished, Observer, RequestPassed
 from asyncproxy.jobs import Call, Finished, Job, JobStatus
+from asyncproxy.pools import Policy
 from asyncproxy.stores.base import Claim, Limits, UnreadableCall
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream import Upstream
