@@ -11,7 +11,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -63,6 +63,9 @@ _PAUSE_AFTER_ERROR_S = 1.0
 # Between two attempts to record what is to be recorded, while the store does not take it.
 _FIRST_RETRY_S = 0.1
 _LONGEST_RETRY_S = 5.0
+
+# Jobs that housekeeping sees to at the same time.
+_AT_ONCE = 100
 
 # How much the last call weighs in the moving average of their durations.
 _SMOOTHING = 0.1
@@ -151,6 +154,8 @@ class Dispatcher:
         worker = self._calls.get(job_id)
         if worker is None:
             return False
+        if job_id in self._aborted:
+            return True  # two say so; a second cancellation would be taken for that of a stop
         self._aborted.add(job_id)
         worker.cancel()
         return True
@@ -198,14 +203,30 @@ class Dispatcher:
             await self._interrupt(claim.job, "An error inside the proxy ended this job.")
 
     async def _interrupt(self, job: Job, why: str) -> None:
-        """End a job that met an error of ours. Whatever happens, it must not stay processing."""
-        try:
-            await self._finish(job, Interrupted(why))
-        except IllegalTransition:
-            return  # it is pending again, or done: the error came later
-        except Exception:
-            logger.exception("job %s: its end cannot be recorded, it is tried again", job.id)
-            await self._release(job, attempts=job.attempts, delay_s=_PAUSE_AFTER_ERROR_S)
+        """End a job that met an error of ours. Whatever happens, it must not stay processing.
+
+        Never raises: the worker that calls it goes on, or there would be one less for good.
+        """
+        delay_s = _PAUSE_AFTER_ERROR_S
+        while True:
+            try:
+                await self._finish(job, Interrupted(why))
+            except IllegalTransition:
+                return  # it is pending again, or done: the error came later
+            except Exception:
+                logger.exception("job %s: its end cannot be recorded, it is tried again", job.id)
+            else:
+                return
+            try:
+                await self._release(job, attempts=job.attempts, delay_s=delay_s)
+            except IllegalTransition:
+                return
+            except Exception:
+                logger.exception("job %s: it cannot be given back either", job.id)
+            else:
+                return
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_WAIT)
 
     async def _run(self, claim: Claim, pool: Pool) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
@@ -449,10 +470,22 @@ class Dispatcher:
     async def tidy(self) -> None:
         """Give back what has expired, and fail the jobs that waited past their deadline."""
         await self._store.tick()
-        for job in await self._store.claim_overdue(self._clock() - self._deadline_s):
-            await self._finish(job, self._deadline_exceeded())
-        for job in await self._store.claim_orphans(self._pools):
-            await self._find_a_home(job)
+        overdue = await self._store.claim_overdue(self._clock() - self._deadline_s)
+        await self._see_to(overdue, lambda job: self._finish(job, self._deadline_exceeded()))
+        await self._see_to(await self._store.claim_orphans(self._pools), self._find_a_home)
+
+    async def _see_to(self, claimed: Sequence[Job], step: Callable[[Job], Awaitable[None]]) -> None:
+        """Take a step for each of the jobs. An error with one is not to leave the others claimed."""
+
+        async def guarded(job: Job) -> None:
+            try:
+                await step(job)
+            except Exception:
+                logger.exception("job %s: an error inside the proxy", job.id)
+                await self._interrupt(job, "An error inside the proxy ended this job.")
+
+        for start in range(0, len(claimed), _AT_ONCE):  # some at once: they share what a commit costs
+            await asyncio.gather(*map(guarded, claimed[start : start + _AT_ONCE]))
 
     async def _find_a_home(self, job: Job) -> None:
         """See to a job whose upstream there is no more: its model says where it goes now."""

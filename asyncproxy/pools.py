@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Policy", "Pool", "Pools"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +141,19 @@ class Pools(Mapping[str, Pool]):
             worker = asyncio.create_task(self._work(pool), name=name)
             for tasks in (pool.workers, self._workers):
                 tasks.add(worker)
-                worker.add_done_callback(tasks.discard)
+            worker.add_done_callback(partial(self._ended, pool))
         # Only those who wait: whoever has a job has to see to its end.
         for worker in list(pool.idle)[: max(0, pool.surplus)]:
             pool.workers.discard(worker)
             worker.cancel()
+
+    def _ended(self, pool: Pool, worker: asyncio.Task[None]) -> None:
+        pool.workers.discard(worker)
+        self._workers.discard(worker)
+        if not worker.cancelled() and (error := worker.exception()) is not None:
+            logger.error("a worker of %s has died, and is replaced", pool.upstream.name, exc_info=error)
+            if not self.draining:
+                self._adjust(pool)
 
     async def _work(self, pool: Pool) -> None:
         worker = asyncio.current_task()

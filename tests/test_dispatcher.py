@@ -420,3 +420,44 @@ async def test_an_outcome_that_waits_for_the_store_gets_the_grace_of_a_stop(
     async with asyncio.timeout(10):
         await draining
     assert await rig.status("a") is JobStatus.COMPLETED
+
+
+async def test_a_store_that_fails_in_every_way_costs_no_worker(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an end nor a release can be recorded: the job is ended when one can."""
+    monkeypatch.setattr("asyncproxy.dispatcher._PAUSE_AFTER_ERROR_S", 0)
+    rig = await make()
+    finish, release = rig.store.finish, rig.store.release
+    failures = iter(range(7))
+
+    async def failing_finish(job: Job, outcome: Finished) -> bool:
+        if next(failures, None) is not None:
+            raise ConnectionError("broken")
+        return await finish(job, outcome)
+
+    async def failing_release(job: Job, **more: Any) -> None:
+        if next(failures, None) is not None:
+            raise ConnectionError("broken")
+        await release(job, **more)
+
+    rig.store.finish = failing_finish  # type: ignore[method-assign]
+    rig.store.release = failing_release  # type: ignore[method-assign]
+    await rig.submit("a")
+    for _ in range(3):
+        rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "a"
+    await rig.submit("b")
+    assert (await next_event(rig)).job_id == "b"
+
+
+async def test_a_job_that_is_lost_twice_costs_no_worker(make: Make) -> None:
+    rig = await make()
+    await rig.submit("a")
+    await rig.upstream.called.wait()
+    assert await rig.store.delete("a")
+    assert rig.dispatcher.lost("a")
+    assert rig.dispatcher.lost("a")
+    await rig.submit("b")
+    rig.upstream.answers.put_nowait(OK)
+    assert (await next_event(rig)).job_id == "b"

@@ -17,7 +17,7 @@ import msgspec
 from asyncproxy.errors import StartupError
 from asyncproxy.jobs import Call, Finished, Job
 
-__all__ = ["Unreadable", "Vault"]
+__all__ = ["Unreadable", "Vault", "require"]
 
 # Names of header fields are a subclass of str, which msgspec leaves to us.
 _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=str)
@@ -32,6 +32,16 @@ class Unreadable(Exception):
     """What a store holds was sealed with a key that is not among ours, or is damaged."""
 
 
+def require(*, extra: str) -> None:
+    """Raise :class:`StartupError` that names ``extra`` if the library is missing."""
+    try:
+        import cryptography.fernet  # noqa: F401
+    except ImportError:
+        raise StartupError(
+            f"this store needs a library that is missing: pip install 'asyncproxy[{extra}]'"
+        ) from None
+
+
 class Vault:
     """Turns jobs, calls and outcomes into bytes at rest, and back.
 
@@ -40,12 +50,9 @@ class Vault:
     """
 
     def __init__(self, keys: Sequence[bytes], *, seal_outcomes: bool, extra: str) -> None:
-        try:
-            from cryptography.fernet import Fernet, InvalidToken, MultiFernet
-        except ImportError:
-            raise StartupError(
-                f"this store needs a library that is missing: pip install 'asyncproxy[{extra}]'"
-            ) from None
+        require(extra=extra)
+        from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
         self._fernet = MultiFernet([Fernet(urlsafe_b64encode(key)) for key in keys])
         self._invalid = InvalidToken
         self._seal_outcomes = seal_outcomes
@@ -62,7 +69,7 @@ class Vault:
         """Raises :class:`Unreadable`."""
         try:
             return _JOBS.decode(data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
     def seal_call(self, call: Call) -> bytes:
@@ -73,7 +80,7 @@ class Vault:
         """Raises :class:`Unreadable`."""
         try:
             return _CALLS.decode(self._open(data))
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
     def pack_outcome(self, outcome: Finished) -> bytes:
@@ -86,7 +93,7 @@ class Vault:
         try:
             # A token is Base64 and starts with the letter g; an outcome starts with a map of msgpack.
             return _OUTCOMES.decode(self._open(data) if data[:1] == b"g" else data)
-        except msgspec.MsgspecError as error:
+        except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
     def probe(self) -> bytes:

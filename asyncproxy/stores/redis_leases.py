@@ -37,9 +37,9 @@ class Leases:
         self._held.pop(job_id, None)
 
     def lose(self, job_id: str) -> None:
-        """Say that a job is not this node's any more."""
-        self.drop(job_id)
-        self.lost(job_id)
+        """Say that a job is not this node's any more, if it was."""
+        if self._held.pop(job_id, None) is not None:
+            self.lost(job_id)
 
     async def renew(self, upstreams: Collection[str]) -> None:
         """Renew all of them, note that ``upstreams`` are served, and hear which claims are lost."""

@@ -52,7 +52,8 @@ _LATER: Final = (
     ReadOnlyError,
     TryAgainError,
 )
-_LATER_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ")
+# In a script, what it says of a command comes as an error of the script.
+_LATER_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "can't run this command", "Script killed")
 
 # What it says when the jobs are on another server by now.
 _ELSEWHERE: Final = (MovedError, ReadOnlyError)
@@ -190,7 +191,7 @@ class Link:
             raise full from None
         if isinstance(error, _ELSEWHERE):
             lines.cut(error)
-        known = isinstance(error, _LATER) or detail.startswith(_LATER_WORDS)
+        known = isinstance(error, _LATER) or any(words in detail for words in _LATER_WORDS)
         if isinstance(error, ResponseError) and not known:
             return
         raise self._unavailable(detail) from None

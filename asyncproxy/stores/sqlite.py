@@ -24,7 +24,7 @@ from cachetools import LRUCache
 from asyncproxy.errors import IdempotencyKeyReused, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, JobStatus, Lane, advance
-from asyncproxy.stores import sqlite_file
+from asyncproxy.stores import crypto, sqlite_file
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.ledger import Ledger
@@ -79,6 +79,8 @@ class SqliteStore:
         self._path = path
         self._full_durability = full_durability
         self._clock = clock
+        crypto.require(extra="sqlite")
+        sqlite_file.check_place(path)  # before a key is made for it
         # The key is needed before the store is opened: it is that of the credential hashes too.
         keys = keys or (sqlite_file.key_of(path),)
         self._vault = Vault(keys, seal_outcomes=seal_outcomes, extra="sqlite")
@@ -90,6 +92,8 @@ class SqliteStore:
         self._fresh: dict[str, Call] = {}
         self._fresh_bytes = 0
         self._hot: LRUCache[str, Finished] = LRUCache(_HOT_BYTES, getsizeof=lambda o: o.size)
+        self._forgotten = 0  # how often results were deleted or changed
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._results = 0
         self._result_bytes = 0
         self._writer: Writer
@@ -149,13 +153,13 @@ class SqliteStore:
                 continue
             if not rows:
                 break
-            for seq, job_id, size, record in rows:
+            for seq, size, record in rows:
                 after = seq
                 try:
                     job = self._vault.unpack_job(record)
                 except Unreadable as error:
                     logger.warning(
-                        "job %s in %s is damaged, and left there: %s", job_id, self._path, error
+                        "job %d of %s is damaged, and left there: %s", seq, self._path, error
                     )
                     continue
                 self._live.add(job, size)
@@ -171,6 +175,15 @@ class SqliteStore:
         if alias is None:
             await self._accept(job, call, None)
             return None
+        # A task of its own: should the client go away, the name is held until the job is written, for
+        # the client's next try is on its way.
+        naming = asyncio.create_task(self._create_named(job, call, alias))
+        self._tasks.add(naming)
+        naming.add_done_callback(self._tasks.discard)
+        naming.add_done_callback(_heard)
+        return await asyncio.shield(naming)
+
+    async def _create_named(self, job: Job, call: Call, alias: Alias) -> Job | Finished | None:
         async with self._naming(alias.key):
             found = await self._named(alias) if alias.attach else None
             if found is None:
@@ -214,23 +227,26 @@ class SqliteStore:
             return job
         outcome = self._hot.get(job_id)
         if outcome is None:
-            found = await self._read(partial(self._find, job_id))
+            forgotten, loaded = self._forgotten, self._loaded.is_set()
+            found = await self._read(partial(self._find, job_id, loaded))
             if not isinstance(found, Finished):
-                return found
+                return found or self._live.get(job_id)  # it may have been taken up meanwhile
             outcome = found
-            self._keep_hot(outcome)
+            if self._forgotten == forgotten:  # else it may be among what was deleted meanwhile
+                self._keep_hot(outcome)
         return outcome if outcome.expires_at > self._clock() else None
 
-    def _find(self, job_id: str, on: sqlite3.Connection) -> Job | Finished | None:
-        select = "SELECT outcome, expires_at FROM results WHERE id = ?"
-        if (found := on.execute(select, (job_id,)).fetchone()) is not None:
-            outcome = self._vault.unpack_outcome(found[0])
-            return msgspec.structs.replace(outcome, expires_at=found[1])
-        if not self._loaded.is_set():  # it may be one that is still to be taken up
+    def _find(self, job_id: str, loaded: bool, on: sqlite3.Connection) -> Job | Finished | None:  # noqa: FBT001
+        if not loaded:  # it may be one that is still to be taken up
             select = "SELECT record FROM jobs WHERE id = ?"
             if (found := on.execute(select, (job_id,)).fetchone()) is not None:
                 return self._vault.unpack_job(found[0])
-        return None
+        # After the jobs: one that ends between the two looks is here.
+        select = "SELECT outcome, expires_at FROM results WHERE id = ?"
+        if (found := on.execute(select, (job_id,)).fetchone()) is None:
+            return None
+        outcome = self._vault.unpack_outcome(found[0])
+        return msgspec.structs.replace(outcome, expires_at=found[1])
 
     async def claim(self, upstream: str) -> Claim:
         while True:
@@ -302,6 +318,7 @@ class SqliteStore:
         if done.exception() is not None or not done.result():
             return
         self._live.drop(outcome.id)
+        self._take_fresh(outcome.id)  # of one that ended without having been sent
         self._results += 1
         self._result_bytes += outcome.size
         self._keep_hot(outcome)
@@ -365,6 +382,7 @@ class SqliteStore:
         if until is None:
             self._forget([(outcome.id, outcome.size)])
         else:
+            self._forgotten += 1
             self._keep_hot(msgspec.structs.replace(outcome, expires_at=until))
 
     def place(self, job: Job) -> Place | None:
@@ -400,6 +418,7 @@ class SqliteStore:
 
     def _forget(self, gone: Iterable[tuple[str, int]]) -> None:
         """Results that are not on disk any more."""
+        self._forgotten += 1
         for job_id, size in gone:
             self._hot.pop(job_id, None)
             self._results -= 1
@@ -467,8 +486,8 @@ def _heard(done: asyncio.Future[Any]) -> None:
     done.exception()
 
 
-def _live_after(seq: int, on: sqlite3.Connection) -> list[tuple[int, str, int, bytes]]:
-    select = "SELECT seq, id, size, record FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
+def _live_after(seq: int, on: sqlite3.Connection) -> list[tuple[int, int, bytes]]:
+    select = "SELECT seq, size, record FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
     return on.execute(select, (seq, _ROWS)).fetchall()
 
 

@@ -15,7 +15,7 @@ from typing import Final
 from asyncproxy.errors import ApiError, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.stores.crypto import Vault
 
-__all__ = ["connect", "key_of", "locked", "prepared", "translate"]
+__all__ = ["check_place", "connect", "key_of", "locked", "prepared", "translate"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,33 @@ def key_of(path: Path) -> bytes:
             os.fsync(file.fileno())
     except OSError as error:
         raise StartupError(f"the key file {beside} cannot be made: {error.strerror}") from None
-    logger.info("no store.encryption_key is set: made one, in %s", beside)
+    logger.info(
+        "no store.encryption_key is set: made one, in %s. Keep it with the database and its backups: "
+        "without it, jobs that wait cannot be read",
+        beside,
+    )
     return key
+
+
+def check_place(path: Path) -> None:
+    """Raise :class:`StartupError` if no database of ours is there, nor can be made."""
+    if not path.parent.is_dir():
+        raise StartupError(
+            f"the folder {path.parent} of store.url does not exist. Make it, writable for this user"
+        )
+    if path.is_dir():
+        raise StartupError(f"{path} is a folder; store.url names a file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(72)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
+    # https://www.sqlite.org/fileformat2.html#the_database_header
+    ours = head[:16] == b"SQLite format 3\0" and head[68:] == _APPLICATION_ID.to_bytes(4, "big")
+    if head and not ours:
+        raise StartupError(f"{path} is no database of asyncproxy")
 
 
 def _read_key(beside: Path) -> bytes:

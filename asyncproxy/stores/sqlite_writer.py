@@ -7,6 +7,7 @@ allows, and not once per job.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
@@ -85,7 +86,8 @@ class Writer:
             connection.execute("COMMIT")
         except Exception as error:  # noqa: BLE001  it is the caller's, who waits in another thread
             if connection.in_transaction:
-                connection.execute("ROLLBACK")
+                with contextlib.suppress(sqlite3.Error):  # the next BEGIN says it, if that is so
+                    connection.execute("ROLLBACK")
             if len(steps) > 1:
                 # Each on its own: a step that cannot be done must not undo the others.
                 return [outcome for step in steps for outcome in self._commit([step])]

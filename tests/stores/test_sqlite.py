@@ -6,6 +6,7 @@ import asyncio
 import os
 import sqlite3
 import stat
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -181,15 +182,16 @@ async def test_one_process_at_a_time(path: Path, clock: Clock) -> None:
 )
 async def test_what_is_no_database_is_left_alone(path: Path, clock: Clock, contents: bytes) -> None:
     path.write_bytes(contents)
-    assert str(path) in await refused(path, clock, keys=[OLD])
+    assert "no database of asyncproxy" in await refused(path, clock)
     assert path.read_bytes() == contents
+    assert list(path.parent.iterdir()) == [path]
 
 
 async def test_the_database_of_another_application_is_left_alone(path: Path, clock: Clock) -> None:
     with closing(sqlite3.connect(path)) as other:
         other.execute("CREATE TABLE theirs (x)")
     before = path.read_bytes()
-    assert "another application" in await refused(path, clock, keys=[OLD])
+    assert "no database of asyncproxy" in await refused(path, clock)
     assert path.read_bytes() == before
 
 
@@ -221,8 +223,12 @@ async def test_a_torn_file_is_left_alone(path: Path, clock: Clock, how: str) -> 
 
 async def test_a_folder_that_is_not_there(tmp_path: Path, clock: Clock) -> None:
     path = tmp_path / "no" / "jobs.db"
-    assert "No such file or directory" in await refused(path, clock, keys=[OLD])
-    assert "No such file or directory" in await refused(path, clock)
+    for keys in ([], [OLD]):
+        assert f"the folder {path.parent} of store.url does not exist" in await refused(
+            path, clock, keys=keys
+        )
+    assert "is a folder" in await refused(tmp_path, clock)
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_another_key_is_refused(path: Path, clock: Clock) -> None:
@@ -370,3 +376,74 @@ async def test_what_was_handed_in_is_written_at_the_end(path: Path, clock: Clock
         await store.create(job("late", clock=clock), CALL)
     async with opened(path, clock) as store:
         assert [(await store.claim(UPSTREAM)).job.id for _ in range(50)] == [str(n) for n in range(50)]
+
+
+async def test_a_client_that_leaves_and_comes_again_finds_its_job(path: Path, clock: Clock) -> None:
+    """While the first commit is under way: its name is held until then."""
+    alias = Alias(b"name", b"print")
+    go_on = threading.Event()
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        holding = store._writer.do(lambda _: go_on.wait(10))
+        first = asyncio.ensure_future(store.create(job("a", clock=clock), CALL, alias))
+        async with asyncio.timeout(10):
+            while not len(store._live):
+                await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        again = asyncio.ensure_future(store.create(job("b", clock=clock), CALL, alias))
+        await asyncio.sleep(0)
+        go_on.set()
+        await holding
+        found = await again
+        assert found is not None
+        assert found.id == "a"
+        assert (await store.usage()).live == 1
+
+
+async def test_a_record_that_is_damaged_stops_no_other(
+    path: Path, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(path, clock) as store:
+        for name in "abc":
+            await store.create(job(f"job-{name}", clock=clock), CALL)
+    with closing(sqlite3.connect(path)) as damaging, damaging:
+        (record,) = damaging.execute("SELECT record FROM jobs WHERE id = 'job-b'").fetchone()
+        broken = record.replace(b"job-b", b"job-\xff")
+        damaging.execute("UPDATE jobs SET record = ? WHERE id = 'job-b'", (broken,))
+    async with opened(path, clock) as store:
+        await store.create(job("d", clock=clock), CALL)
+        names = [(await store.claim(UPSTREAM)).job.id for _ in range(3)]
+    assert names == ["job-a", "job-c", "d"]
+    assert "is damaged, and left there" in caplog.text
+
+
+async def test_a_poll_that_crosses_a_delete_does_not_bring_the_result_back(
+    path: Path, clock: Clock
+) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        await finish_next(store, clock)
+        store._hot.clear()
+        find, go_on = store._find, threading.Event()
+
+        def slow(*args: Any) -> Any:
+            found = find(*args)
+            go_on.wait(10)
+            return found
+
+        store._find = slow  # type: ignore[method-assign,assignment]
+        polling = asyncio.ensure_future(store.get("a"))
+        await asyncio.sleep(0)
+        assert await store.delete("a")
+        go_on.set()
+        await polling
+        assert await store.get("a") is None
+
+
+async def test_a_job_that_ends_unsent_leaves_nothing_in_memory(path: Path, clock: Clock) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        (late,) = await store.claim_overdue(clock.now + 1)
+        assert await store.finish(late, completed(late, clock))
+        assert (store._fresh, store._fresh_bytes) == ({}, 0)
