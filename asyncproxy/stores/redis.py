@@ -58,6 +58,10 @@ _CLOSE_S: Final = 2.0
 # One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
 _MOST_CALL_BYTES: Final = 8 * 1024**2
 
+# A job that a node has no key for is left to the others for so long, and fails after so many claims.
+_WITHOUT_KEY_S: Final = 10.0
+_CLAIMS_WITHOUT_KEY: Final = 30
+
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
 # configuration may have submitted jobs for it, and be about to come back.
 _LEASES_TO_ORPHANS: Final = 4
@@ -343,7 +347,11 @@ class RedisStore:
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
             job = self._taken(record, claims, attempts)
-            claimed = None if job is None else await self._with_call(job, sealed)
+            try:
+                claimed = None if job is None else await self._with_call(job, sealed)
+            except Exception:
+                logger.exception("a job that was claimed cannot be prepared, and its lease runs out")
+                claimed = None  # and the others are handed out all the same
             if claimed is not None:
                 jobs.append(claimed)
             elif job is not None:
@@ -368,7 +376,12 @@ class RedisStore:
                 sealed = fetched
             return Claim(job, await self._apart(self._vault.open_call, sealed, len(sealed)))
         except Unreadable:
-            return UnreadableCall(job)
+            if job.claims >= _CLAIMS_WITHOUT_KEY:
+                return UnreadableCall(job)
+            # While keys are being rotated another node may have the one it is sealed with.
+            logger.warning("job %s was sealed with a key that this node does not have", job.id)
+            await self._quietly(self.release(job, attempts=job.attempts, delay_s=_WITHOUT_KEY_S))
+            return None
         except StoreUnavailable as error:
             logger.debug("job %s was claimed in vain: %s", job.id, error.detail or error)
             return None

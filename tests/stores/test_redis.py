@@ -454,7 +454,26 @@ async def test_nothing_stays_when_all_is_gone(lab: Lab) -> None:
     assert left == {"meta", "totals", "served", f"idle:{UPSTREAM}"}
 
 
-async def test_a_request_that_cannot_be_read_is_its_claimers_to_end(lab: Lab) -> None:
+async def test_a_job_that_a_node_has_no_key_for_is_left_to_the_others(lab: Lab) -> None:
+    """While keys are rotated. It is tried for some minutes, and ends then: somebody waits for it."""
+    a = await lab.node()
+    await lab.submit(a, "a", "b")
+    sealed = await lab.redis.hget(lab.key("job:a"), "c")
+    await lab.redis.hset(lab.key("job:a"), "c", "sealed with another key")
+    assert (await claims(a)).job.id == "b"
+    found = await a.get("a")
+    assert isinstance(found, Job)
+    assert (found.status, found.attempts) == (JobStatus.PENDING, 0)
+    await lab.redis.hset(lab.key("job:a"), "c", sealed)  # a node that has the key sees this
+    lab.clock.now += redis_module._WITHOUT_KEY_S
+    await a.tick()
+    assert (await claims(a)).call == CALL
+
+
+async def test_a_request_that_nobody_can_read_is_its_claimers_to_end(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redis_module, "_CLAIMS_WITHOUT_KEY", 1)
     a = await lab.node()
     await lab.submit(a, "a", "b")
     await lab.redis.hset(lab.key("job:a"), "c", "damaged")
