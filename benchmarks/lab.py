@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from benchmarks.errors import Broken
 from benchmarks.load import Load, Reply, Request
 from benchmarks.machine import Cores, on_core
 from benchmarks.pace import Pace, paced
-from benchmarks.servers import Server
+from benchmarks.servers import Kept, Server
 from benchmarks.sink import sink
 
 __all__ = ["Lab", "Meter", "Sample"]
@@ -32,6 +33,9 @@ _GROWTH_S = 150.0
 _POLLS_PER_S = 200
 
 _LARGE_BYTES = 1_000_000
+
+_LIVE = re.compile(r'^asyncproxy_jobs\{state="\w+"\} (\S+)$', re.MULTILINE)
+_RESULTS = re.compile(r"^asyncproxy_store_results (\S+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +89,9 @@ class Lab:
     # By size and operation, median and p99 in µs: measured at once, for the figures of growth to share.
     grown: dict[str, dict[str, tuple[float, float]]] = field(default_factory=dict)
 
-    def quicker(self, seconds: int) -> Lab:
-        """The same lab, for a load of another length."""
-        return replace(self, seconds=seconds)
+    def unpinned(self) -> Lab:
+        """The same lab, with nothing on a core of its own."""
+        return replace(self, cores=Cores())
 
     @contextmanager
     def proxy(self, upstream_url: str, **changes: Any) -> Iterator[Server]:
@@ -108,13 +112,31 @@ class Lab:
         given = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
         return servers.baseline(role, *given, core=self.cores.server, folder=self.folder)
 
+    def redis(self) -> AbstractContextManager[str]:
+        """A Redis of its own, off the core of the servers."""
+        return servers.redis(core=self.cores.upstream, folder=self.folder)
+
     def nginx(self, upstream_url: str) -> AbstractContextManager[Server]:
         """nginx as a reverse proxy, on the core of the servers."""
         return servers.nginx_proxy(upstream_url, core=self.cores.server, folder=self.folder)
 
+    def round_robin(self, behind: Sequence[Server]) -> AbstractContextManager[Server]:
+        """nginx before several servers, off their core."""
+        urls = [server.url for server in behind]
+        return servers.round_robin(urls, core=self.cores.upstream, folder=self.folder)
+
     def gateway(self, body: bytes) -> AbstractContextManager[Server]:
         """An upstream that answers ``body`` to everything, off the core of the servers."""
         return servers.nginx_files(body, core=self.cores.upstream, folder=self.folder)
+
+    def kept(self, server: Server) -> Kept:
+        """What is in the store of a proxy, as its metrics have it."""
+        text = load.ask(server.url, Request("GET", "/-/metrics")).body.decode()
+        live = sum(int(float(number)) for number in _LIVE.findall(text))
+        results = _RESULTS.search(text)
+        if results is None:
+            raise Broken("the metrics do not say what is in the store")
+        return Kept(live, int(float(results[1])))
 
     def ask(self, server: Server, request: Request, *, status: int, times: int = 1) -> Reply:
         """Send a request ``times`` in a row; the last answer, whose status must be ``status``."""
@@ -177,25 +199,33 @@ class Lab:
             return sink(server.url, request, connections=connections, seconds=self.seconds)
 
     @contextmanager
-    def metered(self, server: Server) -> Iterator[Meter]:
-        """Measure what ``server`` does inside the ``with``."""
+    def metered(self, *servers: Server) -> Iterator[Meter]:
+        """Measure what ``servers`` do inside the ``with``, all together. A profiler sees the first."""
         meter = Meter()
-        with self.around(server):
-            cpu_s, started = server.cpu_s(), time.monotonic()
+        with self.around(servers[0]):
+            before, started = [server.cpu_s() for server in servers], time.monotonic()
             yield meter
-            meter.wall_s, after_s = time.monotonic() - started, server.cpu_s()
-        if cpu_s is not None and after_s is not None:
-            meter.cpu_s = after_s - cpu_s
+            meter.wall_s, after = time.monotonic() - started, [server.cpu_s() for server in servers]
+        used = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+        if len(used) == len(servers):
+            meter.cpu_s = sum(used)
 
     def throughput(
-        self, server: Server, request: Request, *, status: int, connections: int = 64
+        self,
+        server: Server,
+        request: Request,
+        *,
+        status: int,
+        connections: int = 64,
+        behind: Sequence[Server] = (),
     ) -> Sample:
         """Requests per second, all of them answered with ``status`` and as many bytes as the first.
 
+        ``behind`` are the servers to be metered where ``server`` only spreads the requests among them.
         Large answers are taken by :func:`benchmarks.sink.sink`: wrk would be the limit.
         """
         reply = self.ask(server, request, status=status, times=_WARM_UP_REQUESTS)
-        with self.metered(server) as meter:
+        with self.metered(*(behind or (server,))) as meter:
             if len(reply.body) < _LARGE_BYTES:
                 done = self.wrk(server, request, connections=connections)
             else:

@@ -20,21 +20,22 @@ _HEADINGS = (
     "by CPU",
     "goal",
     "p50 / p99, ms",
+    "baseline's",
     "added p50, ms",
     "CPU per request, µs",
     "busy, server+load, %",
 )
 
 _NOTES = """\
-Subject and baseline take turns for {rounds} rounds, each time in a fresh process, {seconds} s each.
-Numbers are medians; a ratio is the median of the rounds' ratios, with the least and the greatest. The
-one by CPU is that of the servers' processor time per request, user and system, which a machine that is
-not quiet moves less. The latencies are the subject's; of the pairs in the columns after them the first
-is ours. Busy is the part of its core that a server used, plus that of the load generator. A ratio with
-a (!) is not only about the servers: one of them left its core idle for more than a tenth of the time.
-Growth is measured once, in one process without sockets. A figure that is a latency is in µs; where its
-bar is longer than the chart, the chart is cut, and the table has its ratio.
-The log level of the proxy was {log_level}.
+Subject and baseline take turns for {rounds} rounds (fewer for durable stores and heavy loads), each
+time in a fresh process, {seconds} s each. Numbers are medians; a ratio is the median of the rounds'
+ratios, with the least and the greatest. The one by CPU is that of the servers' processor time per
+request, user and system, which a machine that is not quiet moves less: it does not count what a Redis
+uses. Of the pairs in the last two columns the first is ours. Busy is the part of its core that a
+server used, plus that of the load generator. A ratio with a (!) is not only about the servers: one of
+them left its core idle for more than a tenth of the time. Growth is measured once, in one process
+without sockets. A figure that is a latency is in µs; where its bar is longer than the chart, the
+chart is cut, and the table has its ratio. The log level of the proxy was {log_level}.
 """
 
 
@@ -58,6 +59,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         "" if row.cpu_ratio is None else f"{row.cpu_ratio:.2f}",
         _goal(row),
         _pair(_ms(ours.p50_ms), _ms(ours.p99_ms)),
+        _pair(_ms(other.p50_ms), _ms(other.p99_ms)),
         _ms(row.added_p50_ms),
         _pair(_us(ours.cpu_us), _us(other.cpu_us)),
         _pair(_busy(ours), _busy(other)),
@@ -107,19 +109,26 @@ def write(
     rounds: int,
     seconds: int,
     log_level: str,
+    missing: Sequence[str] = (),
 ) -> Path:
-    """Write ``<date>.md`` and ``<date>.svg`` into ``folder``; the path of the first."""
+    """Write ``<date>.md`` and ``<date>.svg`` into ``folder``; the path of the first.
+
+    ``missing`` says what was not measured, and why. Then the files are ``<date>-incomplete``: they do
+    not take the place of a run that has everything.
+    """
     folder.mkdir(exist_ok=True)
-    (folder / f"{date}.svg").write_text(chart(rows), encoding="utf-8")
+    name = f"{date}-incomplete" if missing else date
+    (folder / f"{name}.svg").write_text(chart(rows), encoding="utf-8")
     notes = _NOTES.format(rounds=rounds, seconds=seconds, log_level=log_level)
     parts = [
         f"# Benchmarks, {date}",
+        *(f"**Incomplete**: {reason}" for reason in missing),
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
         table(rows),
         notes.strip(),
-        f"![Ratios to the baselines]({date}.svg)",
+        f"![Ratios to the baselines]({name}.svg)",
     ]
-    path = folder / f"{date}.md"
+    path = folder / f"{name}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     return path
 

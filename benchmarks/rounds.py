@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
-from benchmarks.figures import Baseline, Figure
+from benchmarks.figure import Baseline, Figure
 from benchmarks.lab import Lab, Sample
 
 __all__ = ["Row", "measure"]

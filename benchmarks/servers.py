@@ -10,6 +10,7 @@ import json
 import os
 import re
 import selectors
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,6 +35,8 @@ __all__ = [
     "nginx_proxy",
     "parked",
     "proxy",
+    "redis",
+    "round_robin",
 ]
 
 _START_S = 15.0
@@ -53,6 +56,14 @@ class Kept:
     live: int
     results: int
 
+    def check(self, *, live: int, more: int) -> None:
+        """See that every job that was answered 202 is there, and no result.
+
+        A load ends with a request under way on each connection: ``more`` may have become jobs as well.
+        """
+        if not live <= self.live <= live + more or self.results:
+            raise Broken(f"{live} live jobs were expected, not {self}")
+
 
 @dataclass(slots=True, eq=False)
 class Server:
@@ -62,6 +73,11 @@ class Server:
     process: subprocess.Popen[bytes]
     log: Path
     submitted: int = 0
+
+    @property
+    def address(self) -> str:
+        """Host and port."""
+        return self.url.removeprefix("http://")
 
     def cpu_s(self) -> float | None:
         """Processor time that it has used, all threads. None where that cannot be known."""
@@ -81,7 +97,7 @@ class Server:
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def stop(self) -> Kept:
-        """End a proxy as an operator does, and read from its log what was in its store."""
+        """End a proxy as an operator does, and read from its log what its memory store lost."""
         self.process.terminate()
         try:
             self.process.wait(_STOP_S)
@@ -167,8 +183,15 @@ def nginx_files(body: bytes, *, core: int | None, folder: Path) -> Iterator[Serv
 @contextmanager
 def nginx_proxy(upstream_url: str, *, core: int | None, folder: Path) -> Iterator[Server]:
     """nginx's own reverse proxy, set up as its manual says: HTTP/1.1 and kept connections."""
-    address = upstream_url.removeprefix("http://")
-    pool = f"upstream behind {{ server {address}; keepalive 128; keepalive_requests 100000000; }}"
+    with round_robin([upstream_url], core=core, folder=folder) as server:
+        yield server
+
+
+@contextmanager
+def round_robin(urls: Sequence[str], *, core: int | None, folder: Path) -> Iterator[Server]:
+    """nginx before several servers, which get the requests in turn."""
+    addresses = " ".join(f"server {url.removeprefix('http://')};" for url in urls)
+    pool = f"upstream behind {{ {addresses} keepalive 128; keepalive_requests 100000000; }}"
     location = """
         location / {
             proxy_pass http://behind;
@@ -182,9 +205,30 @@ def nginx_proxy(upstream_url: str, *, core: int | None, folder: Path) -> Iterato
 
 
 @contextmanager
+def redis(*, core: int | None, folder: Path) -> Iterator[str]:
+    """The URL of a Redis of its own, empty, that writes all it is told to disk each second."""
+    port = _free_port()
+    own = folder / f"redis-{port}"
+    own.mkdir()
+    options = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "dir": str(own),
+        "save": "",
+        "appendonly": "yes",
+        "appendfsync": "everysec",
+    }
+    command = [tool("redis-server"), *(part for k, v in options.items() for part in (f"--{k}", v))]
+    try:
+        with _child(command, core=core, folder=folder, port=port) as server:
+            yield f"redis://{server.address}/0"
+    finally:
+        shutil.rmtree(own)
+
+
+@contextmanager
 def _nginx(name: str, http: str, server: str, *, core: int | None, folder: Path) -> Iterator[Server]:
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        port = found.getsockname()[1]
+    port = _free_port()
     temporary = "\n".join(
         f"{kind}_temp_path {name}-{kind};"
         for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -212,6 +256,12 @@ def _nginx(name: str, http: str, server: str, *, core: int | None, folder: Path)
     command = [tool("nginx"), "-p", str(folder), "-e", "stderr", "-c", str(config)]
     with _child(command, core=core, folder=folder, port=port) as child:
         yield child
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as found:
+        port: int = found.getsockname()[1]
+        return port
 
 
 @contextmanager
