@@ -17,11 +17,11 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
-from prometheus_client import Counter, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
 from asyncproxy.cli import _parser
 from asyncproxy.config import Config, load_config
+from asyncproxy.instruments import Count, Distribution
 from asyncproxy.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
@@ -42,13 +42,13 @@ def series() -> dict[str, set[str]]:
     """The names of all series, each with its labels."""
     found: dict[str, set[str]] = {"up": ADDED, **dict.fromkeys(PROCESS, ADDED)}
     for instrument in list(Metrics().registry._collector_to_names):
-        if not isinstance(instrument, MetricWrapperBase):
-            continue
-        name, labels = instrument._name, {*instrument._labelnames, *ADDED}
-        if isinstance(instrument, Histogram):
+        if isinstance(instrument, Distribution):
+            name, labels = instrument.name, {*instrument.labels, *ADDED}
             found |= {f"{name}_bucket": labels | {"le"}, f"{name}_count": labels, f"{name}_sum": labels}
-        else:
-            found[f"{name}_total" if isinstance(instrument, Counter) else name] = labels
+        elif isinstance(instrument, Count):
+            found[f"{instrument.name}_total"] = {*instrument.labels, *ADDED}
+        elif isinstance(instrument, MetricWrapperBase):
+            found[instrument._name] = {*instrument._labelnames, *ADDED}
     return found
 
 
