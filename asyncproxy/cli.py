@@ -150,6 +150,12 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
             return runner.run(supervisor.run(ready))
 
 
+def _place(config: Config) -> str:
+    """Where jobs are kept, for the log."""
+    url = str(config.model_dump(mode="json")["store"]["url"])  # without its password
+    return "memory: a restart loses them" if url == "memory://" else url
+
+
 def _announce(url: str, config: Config, how: str) -> None:
     names = ", ".join(upstream.name for upstream in config.upstreams)
     print(f"asyncproxy {__version__} listens on {url}, in front of {names}{how}", flush=True)
@@ -235,6 +241,7 @@ async def serve(
         )
         if reload is not None:
             await stack.enter_async_context(reload.at_hangup(app[PROXY]))
+        logger.info("jobs and results are kept in %s", _place(config))
         if announce is None:
             pages = app[PROXY].admin.url
             _announce(url, config, f", its own pages on {pages}" if pages else "")

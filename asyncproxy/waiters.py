@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 
-from asyncproxy.jobs import Finished
+from asyncproxy.jobs import Finished, Job
 
 __all__ = ["Waiters"]
+
+Get = Callable[[str], Awaitable[Job | Finished | None]]
 
 
 class Waiters:
@@ -36,6 +38,16 @@ class Waiters:
         with self.waiting(job_id) as woken:
             async with asyncio.timeout(timeout_s):
                 return await woken
+
+    async def follow(self, get: Get, job_id: str, timeout_s: float) -> Job | Finished | None:
+        """The job that ``get`` finds, as soon as it is terminal or gone, or as it is after the time."""
+        found = await get(job_id)
+        if isinstance(found, Job):
+            try:
+                found = await self.wait(job_id, timeout_s)
+            except TimeoutError:
+                found = await get(job_id)
+        return found
 
     @contextmanager
     def waiting(self, job_id: str) -> Iterator[asyncio.Future[Finished | None]]:

@@ -361,13 +361,7 @@ class SqliteStore:
         return self._live.claim_orphans(upstreams)
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
-        found = await self.get(job_id)
-        if isinstance(found, Job):
-            try:
-                found = await self._waiters.wait(job_id, timeout_s)
-            except TimeoutError:
-                found = await self.get(job_id)
-        return found
+        return await self._waiters.follow(self.get, job_id, timeout_s)
 
     def release_waiters(self) -> None:
         self._waiters.release()

@@ -274,7 +274,10 @@ class Reloading(Process):
 @asynccontextmanager
 async def reloading(gateway: Gateway, tmp_path: Path, config: str = "") -> AsyncIterator[Reloading]:
     async with serving(gateway, tmp_path, config) as process:
-        yield Reloading(process, tmp_path / "config.yaml")
+        found = Reloading(process, tmp_path / "config.yaml")
+        await found.logged("jobs and results are kept in memory: a restart loses them")
+        found.lines.clear()
+        yield found
 
 
 def file(gateway: Gateway, name: str = "gateway", more: str = "") -> str:
@@ -302,7 +305,7 @@ async def test_the_log_changes_and_what_needs_a_restart_is_said(
 ) -> None:
     async with reloading(gateway, tmp_path) as process:
         more = "log: {format: json}\nclient_timeout: 5s\njobs: {endpoints: [ocr]}\n"
-        line = await process.reload(file(gateway, more=more), "restart")
+        line = await process.reload(file(gateway, more=more), "only a restart")
         assert '"level": "warning"' in line
         assert "only a restart changes client_timeout, jobs.endpoints: it stays as it was" in line
 
