@@ -142,11 +142,6 @@ class Link:
         self._lines: _Lines | None = None
         self._detail = "the store is not open"
 
-    @property
-    def up(self) -> bool:
-        """Whether Redis is within reach, as far as is known."""
-        return self._lines is not None
-
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
         """Connected for the length of a ``with``. Raises :class:`StartupError` if that cannot be."""

@@ -447,3 +447,25 @@ async def test_a_job_that_ends_unsent_leaves_nothing_in_memory(path: Path, clock
         (late,) = await store.claim_overdue(clock.now + 1)
         assert await store.finish(late, completed(late, clock))
         assert (store._fresh, store._fresh_bytes) == ({}, 0)
+
+
+async def test_a_poll_that_the_start_overtakes_sees_its_job(path: Path, clock: Clock) -> None:
+    """It looks in memory before the jobs are taken up, and on disk after it: it has to find it all the same."""
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+    async with opened(path, clock) as store:
+        find, go_on = store._find, threading.Event()
+
+        def slow(*args: Any) -> Any:
+            go_on.wait(10)
+            return find(*args)
+
+        store._find = slow  # type: ignore[method-assign,assignment]
+        polling = asyncio.ensure_future(store.get("a"))
+        await asyncio.sleep(0)
+        assert not store._loaded.is_set()
+        await store._loaded.wait()
+        go_on.set()
+        found = await polling
+        assert isinstance(found, Job)
+        assert found.id == "a"
