@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from asyncproxy import envelope
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.responses import WireResponse, json_response
 
-__all__ = ["error_of", "header", "own_response", "pending", "replay", "terminal"]
+__all__ = ["REPLAYED", "error_of", "header", "own_response", "pending", "terminal"]
+
+# The header line that tells a job that was there already from a new one.
+REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 
 
 def header(name: str, value: object) -> bytes:
@@ -14,15 +19,11 @@ def header(name: str, value: object) -> bytes:
     return f"{name}: {value}\r\n".encode()
 
 
-def replay(*, replayed: bool) -> bytes:
-    """The header line that tells a job that was there already from a new one."""
-    return header("Idempotency-Replayed", "true") if replayed else b""
-
-
 def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:
     """The envelope of a job that has no outcome yet."""
-    lines = header("Retry-After", retry_after_s) + lines
-    return json_response(status, envelope.live(job), lines=lines)
+    return json_response(
+        status, envelope.live(job), lines=b"Retry-After: %d\r\n%b" % (retry_after_s, lines)
+    )
 
 
 def terminal(outcome: Finished, *, lines: bytes = b"") -> WireResponse:

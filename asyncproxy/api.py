@@ -54,7 +54,8 @@ class Api:
     async def _submit(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
         lines = answers.header("Location", f"{endpoint.async_path}/{job.id}")
-        lines += answers.replay(replayed=replayed)
+        if replayed:
+            lines += answers.REPLAYED
         return self._envelope(job, lines)
 
     async def _poll(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:

@@ -46,7 +46,7 @@ class ByHeader:
 
     async def _bifrost(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
-        lines = answers.replay(replayed=replayed)
+        lines = answers.REPLAYED if replayed else b""
         if isinstance(job, Finished):
             return answers.terminal(job, lines=lines)
         return self._live(job, lines)
@@ -62,7 +62,8 @@ class ByHeader:
                 return answers.own_response(job)
         lines = answers.header("Location", f"{endpoint.async_path}/{job.id}")
         lines += answers.header("Preference-Applied", applied)
-        lines += answers.replay(replayed=replayed)
+        if replayed:
+            lines += answers.REPLAYED
         if isinstance(job, Finished):
             return answers.terminal(job, lines=lines)
         return answers.pending(job, self._service.retry_after_s(job), lines=lines)

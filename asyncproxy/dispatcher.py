@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -172,8 +173,9 @@ class Dispatcher:
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
-        pool = self._pools.get(job.upstream)
-        if pool is None:
+        try:
+            pool = self._pools[job.upstream]
+        except KeyError:
             return 1  # housekeeping sees to it
         wait = pool.mean_call_s
         place = self._store.place(job) if job.status is JobStatus.PENDING else None
@@ -350,10 +352,10 @@ class Dispatcher:
         following, rest = job.fallbacks[0], job.fallbacks[1:]
         body = submission.with_model(call.body, following.model)
         # It is another request: an upstream that honours the key would answer it as the first.
-        headers = tuple(
-            (name, f"{value}-{job.fallback_index + 1}" if name.lower() == "idempotency-key" else value)
-            for name, value in call.headers
-        )
+        fields: list[str] = []
+        for name, value in call.headers:
+            another = name.lower() == "idempotency-key"
+            fields += name, f"{value}-{job.fallback_index + 1}" if another else value
         self._rate_limits.forget(job)
         self._observer.fell_back(FellBack(job.id, job.upstream))
         job = msgspec.structs.replace(
@@ -363,7 +365,7 @@ class Dispatcher:
             fallbacks=rest,
             fallback_index=job.fallback_index + 1,
         )
-        call = msgspec.structs.replace(call, body=body, headers=headers)
+        call = msgspec.structs.replace(call, body=body, fields=tuple(fields))
         await self._release(job, attempts=0, call=call)
         return True
 
@@ -510,8 +512,8 @@ def _traced(claim: Claim, span: Span) -> Claim:
     """``claim`` with a call that names its span, if that is recorded."""
     if not span.traceparent:
         return claim
-    headers = tuple(carried(claim.call.headers, span.traceparent))
-    return Claim(claim.job, msgspec.structs.replace(claim.call, headers=headers))
+    fields = tuple(chain.from_iterable(carried(claim.call.headers, span.traceparent)))
+    return Claim(claim.job, msgspec.structs.replace(claim.call, fields=fields))
 
 
 def _end_span(span: Span, outcome: Answer | CallError) -> None:

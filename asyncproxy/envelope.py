@@ -74,7 +74,7 @@ def _second(seconds: int) -> str:
 def live(job: Job) -> bytes:
     """The envelope of a job that has no outcome yet."""
     return (
-        f'{{"id":"{job.id}","status":"{job.status.value}","created_at":"{timestamp(job.created_at)}"}}'
+        f'{{"id":"{job.id}","status":"{job.status}","created_at":"{timestamp(job.created_at)}"}}'
     ).encode()
 
 
@@ -148,7 +148,7 @@ def _finish(
         extra = b'"extra_fields":%b,' % msgspec.json.encode(_extra_of(job))
     prefix = b"".join(
         (
-            f'{{"id":"{job.id}","status":"{status.value}","created_at":"{timestamp(job.created_at)}",'
+            f'{{"id":"{job.id}","status":"{status}","created_at":"{timestamp(job.created_at)}",'
             f'"completed_at":"{timestamp(now)}","expires_at":"{timestamp(expires_at)}",'
             f'"status_code":{status_code},'.encode(),
             extra,

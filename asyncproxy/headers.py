@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable
+from functools import lru_cache
 from typing import Final
 
 from asyncproxy.errors import InvalidRequest
@@ -88,7 +89,7 @@ def request_headers(
     sends the body knows its length. Raises :class:`InvalidRequest` for a field that is not UTF-8: our
     client library would send it without the bytes that it cannot encode.
     """
-    dropped = hop_by_hop(connection) | _REPLACED | without
+    dropped = _left_behind(hop_by_hop(connection), without)
     kept = []
     for pair in items:
         name, value = pair
@@ -98,6 +99,11 @@ def request_headers(
             raise InvalidRequest(f"The header {name} is not UTF-8.")
         kept.append(pair)
     return kept
+
+
+@lru_cache(maxsize=32)  # nearly every request has the same
+def _left_behind(hop_by_hop: frozenset[str], without: frozenset[str]) -> frozenset[str]:
+    return hop_by_hop | _REPLACED | without
 
 
 def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, request_id: str) -> Pairs:

@@ -17,7 +17,7 @@ _VARIANTS: Final = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
 class RandomIds:
     """UUIDs of version 4 (RFC 9562, section 5.4): 122 random bits of the operating system each.
 
-    They are fetched for many ids at once: asking the system costs more than all else about an id.
+    Many are made at once: asking the system costs more than all else about an id.
     ``random`` gives that many random bytes.
     """
 
@@ -28,6 +28,10 @@ class RandomIds:
     def __call__(self) -> str:
         if not self._left:
             digits = self._random(16 * _AT_ONCE).hex()
-            self._left = [digits[i : i + 32] for i in range(0, len(digits), 32)]
-        id_ = self._left.pop()
-        return f"{id_[:8]}-{id_[8:12]}-4{id_[13:16]}-{_VARIANTS[id_[16]]}{id_[17:20]}-{id_[20:]}"
+            self._left = [_formatted(digits[i : i + 32]) for i in range(0, len(digits), 32)]
+        return self._left.pop()
+
+
+def _formatted(digits: str) -> str:
+    variant = _VARIANTS[digits[16]]
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"

@@ -71,21 +71,27 @@ class Call(msgspec.Struct, frozen=True, gc=False):
     """What is sent to an upstream. It knows nothing of the job that it is for.
 
     ``target`` is the path and query as the client sent them, of the sync path
-    (``/v1/embeddings?api-version=1``). ``headers`` are end-to-end headers only, and hold the
-    client's credential.
+    (``/v1/embeddings?api-version=1``). ``fields`` are the end-to-end header fields only, and hold the
+    client's credential: each name is followed by its value. Pairs would be as many objects more, which
+    the garbage collector knows of.
     """
 
     endpoint: str
     target: str
-    headers: tuple[tuple[str, str], ...]
+    fields: tuple[str, ...]
     body: bytes
+
+    @property
+    def headers(self) -> list[tuple[str, str]]:
+        """The header fields as pairs."""
+        return list(zip(self.fields[::2], self.fields[1::2], strict=True))
 
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it: the request, and what objects take in memory."""
-        size = len(self.body) + len(self.target) + _PER_TEXT * len(self.headers)
-        for name, value in self.headers:
-            size += len(name) + _text_size(value)
+        size = len(self.body) + len(self.target) + _PER_TEXT * len(self.fields) // 2
+        for text in self.fields:
+            size += len(text) if text.isascii() else 4 * len(text)
         return size
 
     def __repr__(self) -> str:

@@ -52,17 +52,16 @@ def upstream_headers(
     ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
     ``without`` names further ones that stay behind, lower case.
     """
+    given = request.headers
     if keys and credential_header is not None:
         without = without | {credential_header.lower()}
     return headers.forwarded(
         headers.request_headers(
-            request.headers.items(),
-            connection=request.headers.getall("Connection", ()),
-            without=without,
+            given.items(), connection=given.getall("Connection", ()), without=without
         ),
         peer=request.remote,
         scheme=request.scheme,
-        host=request.headers.get("Host", ""),
+        host=given.get("Host", ""),
         request_id=request_id,
     )
 

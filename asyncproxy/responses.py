@@ -30,8 +30,9 @@ _PIECE: Final = 128 * 1024
 
 _BODILESS: Final = frozenset({204, 304})
 
+_REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus
+    status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()
 }
 
 
@@ -61,7 +62,8 @@ class WireResponse(web.Response):
     ) -> None:
         # web.Response.__init__ is left out on purpose: it builds the multidict.
         self._state = {}
-        self._set_status(status, None)
+        self._status = status
+        self._reason = _REASONS.get(status, "")
         self._lines = lines
         self._body = body  # type: ignore[assignment]  # a view is made bytes before anyone sees it
         self._built: CIMultiDict[str] | None = None
@@ -116,33 +118,30 @@ class WireResponse(web.Response):
             return await super().prepare(request)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        body: bytes | memoryview = self._body  # type: ignore[assignment]
-        bodiless = self._status in _BODILESS
-        size = 0 if bodiless else self._size
-        head = b"".join(
-            (
-                status_line(self._status),
-                self._lines,
-                b"" if bodiless else b"Content-Length: %d\r\n" % size,
-                http_date(int(time())),
-                b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
-            )
-        )
+        status, size = self._status, self._size
+        bodiless = status in _BODILESS
+        out: list[bytes | memoryview] = [
+            status_line(status),
+            self._lines,
+            b"" if bodiless else b"Content-Length: %d\r\n" % size,
+            http_date(int(time())),
+            b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
+        ]
+        following: Iterable[bytes | memoryview] = ()
+        if not bodiless and request.method != "HEAD":
+            body: bytes | memoryview = self._body  # type: ignore[assignment]
+            if self._pieces is not None:
+                following = self._pieces()
+            elif size <= _PIECE:
+                out.append(body)
+            else:
+                view = memoryview(body)
+                following = (view[start : start + _PIECE] for start in range(0, size, _PIECE))
         writer = request.writer
         self._eof_sent = True
-        if request.method == "HEAD" or bodiless:
-            await writer.write(head)
-        elif self._pieces is not None:
-            await writer.write(head)
-            for piece in self._pieces():
-                await writer.write(piece)
-        elif size <= _PIECE:
-            await writer.write(head + body)
-        else:
-            await writer.write(head)
-            view = memoryview(body)
-            for start in range(0, size, _PIECE):
-                await writer.write(view[start : start + _PIECE])
+        await writer.write(b"".join(out))
+        for piece in following:
+            await writer.write(piece)
         await writer.drain()
         return writer
 
@@ -153,7 +152,12 @@ class WireResponse(web.Response):
         if request.version != HttpVersion11:
             return True
         match_info = getattr(request, "match_info", None)
-        return match_info is None or any(app.on_response_prepare for app in match_info.apps)
+        if match_info is None:
+            return True
+        for app in match_info.apps:  # noqa: SIM110  a generator for each answer costs more than the answer
+            if app.on_response_prepare:
+                return True
+        return False
 
 
 def _text(value: bytes) -> str:

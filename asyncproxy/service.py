@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from itertools import chain
 from typing import Final, NamedTuple
 
 import msgspec
@@ -106,21 +107,18 @@ class JobService:
     async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
         try:
-            return await self._submit(endpoint, request)
+            caller = self.admit(request)
+            body = await self._intake.read(request)
+            asked = submission.check(endpoint, request.headers["Content-Type"], body)
+            alias = None
+            if (key := _idempotency_key(request)) is not None:
+                name = self._hash(b"key", caller.digest, endpoint.name.encode(), key)
+                contents = forms.contents(request.headers["Content-Type"], body)
+                alias = Alias(name, self._hash(_query(request), *contents))
+            return await self.create(endpoint, request, caller, asked, alias)
         except ApiError as error:
             self.refused(endpoint, error)
             raise
-
-    async def _submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
-        caller = self.admit(request)
-        body = await self._intake.read(request)
-        asked = submission.check(endpoint, request.headers["Content-Type"], body)
-        alias = None
-        if (key := _idempotency_key(request)) is not None:
-            name = self._hash(b"key", caller.digest, endpoint.name.encode(), key)
-            contents = forms.contents(request.headers["Content-Type"], body)
-            alias = Alias(name, self._hash(_query(request), *contents))
-        return await self.create(endpoint, request, caller, asked, alias)
 
     def identify(self, request: web.Request) -> Caller:
         """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
@@ -283,7 +281,7 @@ class JobService:
         return Call(
             endpoint=endpoint.name,
             target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
-            headers=tuple(sent),
+            fields=tuple(chain.from_iterable(sent)),
             body=body,
         )
 

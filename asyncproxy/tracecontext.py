@@ -19,7 +19,9 @@ def valid(traceparent: str | None) -> str:
 
     Whatever a client sends, it is 55 characters at the most.
     """
-    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if not traceparent:
+        return ""
+    match = _TRACEPARENT.fullmatch(traceparent)
     if match is None or (match["more"] and match[0].startswith("00")):
         return ""
     return match[0][:55]

@@ -143,8 +143,8 @@ class _Filled:
             self.ids.append(job.id)
 
     def _call(self) -> Call:
-        headers = tuple((f"X-Header-{n}", f"{n:036}") for n in range(7))
-        return Call("embeddings", "/v1/embeddings", headers, bytes(bytearray(_BODY)))
+        fields = tuple(text for n in range(7) for text in (f"X-Header-{n}", f"{n:036}"))
+        return Call("embeddings", "/v1/embeddings", fields, bytes(bytearray(_BODY)))
 
 
 # No worker claims the jobs of an upstream that is not configured, so the results can be made here.

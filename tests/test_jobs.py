@@ -35,7 +35,7 @@ RESULT = b'{"data":"the-body-of-the-upstream"}'
 CALL = Call(
     endpoint="embeddings",
     target=f"/v1/embeddings?key={SECRET}",
-    headers=(("Authorization", f"Bearer {SECRET}"), ("Content-Type", "application/json")),
+    fields=("Authorization", f"Bearer {SECRET}", "Content-Type", "application/json"),
     body=BODY,
 )
 

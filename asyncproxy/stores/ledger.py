@@ -186,10 +186,10 @@ class Ledger:
             entry for entry in self._entries.values() if entry.job.upstream not in upstreams
         )
 
-    def place(self, job_id: str) -> Place | None:
+    def place(self, job: Job) -> Place | None:
         """Where a job stands in its queue."""
-        entry = self._entries.get(job_id)
-        return None if entry is None else self._of(entry.job.upstream).queue.place(job_id)
+        waiting = self._waiting.get(job.upstream)
+        return None if waiting is None else waiting.queue.place(job.id)
 
     def wake_all(self) -> None:
         """Let claims try again: there may be room, or something due."""

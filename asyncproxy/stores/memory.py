@@ -162,7 +162,7 @@ class MemoryStore:
             self._keep(msgspec.structs.replace(outcome, expires_at=expires_at))
 
     def place(self, job: Job) -> Place | None:
-        return self._live.place(job.id)
+        return self._live.place(job)
 
     async def usage(self) -> Usage:
         return Usage(len(self._live), len(self._results), self._live.bytes + self._result_bytes)

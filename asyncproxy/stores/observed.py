@@ -9,7 +9,6 @@ from typing import TypeVar
 
 from asyncproxy.errors import ApiError, IdempotencyKeyReused, Overloaded, StoreFull, TooManyJobs
 from asyncproxy.events import Observer, StoreOperation
-from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Store, Usage
 
@@ -31,6 +30,7 @@ class ObservedStore:
     def __init__(self, inner: Store, observer: Observer) -> None:
         self._inner = inner
         self._tell = observer.store_operation
+        self.place = inner.place  # asked for with each answer, and there is nothing to tell
 
     @property
     def credential_keys(self) -> tuple[bytes, ...]:
@@ -111,9 +111,6 @@ class ObservedStore:
 
     async def retire(self, outcome: Finished, within_s: float) -> None:
         await self._timed("retire", self._inner.retire(outcome, within_s))
-
-    def place(self, job: Job) -> Place | None:
-        return self._inner.place(job)
 
     async def usage(self) -> Usage:
         return await self._timed("usage", self._inner.usage())

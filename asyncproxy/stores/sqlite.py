@@ -380,7 +380,7 @@ class SqliteStore:
             self._keep_hot(msgspec.structs.replace(outcome, expires_at=until))
 
     def place(self, job: Job) -> Place | None:
-        return self._live.place(job.id)
+        return self._live.place(job)
 
     async def usage(self) -> Usage:
         return Usage(len(self._live), self._results, self._live.bytes + self._result_bytes)

@@ -629,7 +629,7 @@ async def test_neither_credential_nor_text_is_on_the_disk_of_redis(own_lab: Lab)
     lab = own_lab
     a = await lab.node(seal_outcomes=True)
     secret = Call(
-        "embeddings", "/v1/embeddings", (("Authorization", "Bearer sk-credential"),), b"the input text"
+        "embeddings", "/v1/embeddings", ("Authorization", "Bearer sk-credential"), b"the input text"
     )
     for name in "ab":
         await a.create(job(name, clock=lab.clock), secret)
