@@ -7,7 +7,7 @@ would drop the second ``Set-Cookie``.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -60,14 +60,15 @@ _REPLACED: Final = frozenset({"host", "expect", "content-length"})
 # What ``Connection`` says nearly always: nothing that is a field.
 _USUAL: Final = frozenset({"keep-alive", "close"})
 
+_USUAL_BYTES: Final = frozenset(name.encode() for name in _USUAL)
 _HOP_BY_HOP_BYTES: Final = frozenset(name.encode() for name in HOP_BY_HOP)
 
 Pairs = list[tuple[str, str]]
 
 
-def hop_by_hop(connection: Collection[str]) -> frozenset[str]:
+def hop_by_hop(connection: Sequence[str]) -> frozenset[str]:
     """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
-    if not connection:
+    if not connection or (len(connection) == 1 and connection[0].lower() in _USUAL):
         return HOP_BY_HOP
     named = {name.strip().lower() for value in connection for name in value.split(",")}
     named.discard("")
@@ -80,7 +81,7 @@ def hop_by_hop(connection: Collection[str]) -> frozenset[str]:
 def request_headers(
     items: Iterable[tuple[str, str]],
     *,
-    connection: Collection[str],
+    connection: Sequence[str],
     without: frozenset[str] = frozenset(),
 ) -> Pairs:
     """The fields of a client's request that go to the upstream.
@@ -141,8 +142,9 @@ def response_lines(
     """
     raw = tuple(raw)
     dropped = _HOP_BY_HOP_BYTES
-    connection = [v.decode("latin-1") for k, v in raw if k.lower() == b"connection"]
-    if connection and (named := hop_by_hop(connection)) is not HOP_BY_HOP:
+    naming = [v for k, v in raw if k.lower() == b"connection" and v.lower() not in _USUAL_BYTES]
+    if naming:
+        named = hop_by_hop([value.decode("latin-1") for value in naming])
         dropped = frozenset(name.encode() for name in named)
     lines: list[bytes] = []
     size = 0

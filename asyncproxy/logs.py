@@ -37,8 +37,11 @@ class LogObserver(Observer):
     def job_finished(self, event: JobFinished) -> None:
         # That a client asked for something wrong is not the operator's to look at.
         theirs = event.status is JobStatus.COMPLETED or 400 <= event.status_code < 500
+        level = logging.INFO if theirs else logging.WARNING
+        if not logger.isEnabledFor(level):
+            return
         _log(
-            logging.INFO if theirs else logging.WARNING,
+            level,
             "job " + event.status.value,
             job=event.job_id,
             request_id=event.request_id,
@@ -57,8 +60,11 @@ class LogObserver(Observer):
         )
 
     def request_passed(self, event: RequestPassed) -> None:
+        level = logging.INFO if event.outcome in ("ok", "client_gone") else logging.WARNING
+        if not logger.isEnabledFor(level):
+            return  # there may be thousands of them in a second
         _log(
-            logging.INFO if event.outcome in ("ok", "client_gone") else logging.WARNING,
+            level,
             "request",
             method=event.method,
             path=event.path,

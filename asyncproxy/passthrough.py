@@ -262,9 +262,9 @@ class _Exchange:
                 pending += b"0\r\n\r\n"
             await writer.write(pending)
             await writer.drain()
-            self._moved()
             if at_end:
                 return _Relayed(keep_alive=keep_alive)
+            self._moved()
             pending = b""
             piece = await content.readany()
 
