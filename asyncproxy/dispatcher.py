@@ -49,6 +49,7 @@ from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.tracecontext import carried, trace_id
 from asyncproxy.tracing import ATTEMPT, ENDPOINT, JOB, MODEL, UPSTREAM, Span, Tracer
+from asyncproxy.turns import HEAVY_BYTES, Turns
 from asyncproxy.upstream import Upstream
 
 __all__ = ["Dispatcher"]
@@ -91,6 +92,7 @@ class Dispatcher:
         observer: Observer,
         route: Callable[[str], str],
         tracer: Tracer | None = None,
+        turns: Turns | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -101,6 +103,7 @@ class Dispatcher:
         self._observer = observer
         self._route = route
         self._tracer = tracer or Tracer()
+        self._turns = turns or Turns()
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
@@ -389,14 +392,20 @@ class Dispatcher:
         Without ``queued_s`` it ends without a call, and has waited all the time. ``said`` is what the
         upstream said of a failure, for the log.
         """
-        now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
+            heavy = len(outcome.body) >= HEAVY_BYTES
             try:
-                finished = envelope.finished(job, outcome, now=now)
+                if heavy:
+                    for _ in envelope.check_in_steps(outcome):
+                        await self._turns.next()
+                    await self._turns.next()  # to copy it
+                now = round(self._clock(), 3)
+                finished = envelope.finished(job, outcome, now=now, checked=heavy)
             except InvalidUpstreamResponse as invalid:
                 error = invalid
         if error is not None:
+            now = round(self._clock(), 3)
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
         if await self._insist(job, lambda: self._store.finish(job, finished)):

@@ -22,6 +22,7 @@ from asyncproxy.jobs import Finished, Job, JobStatus, advance
 
 __all__ = [
     "Answer",
+    "check_in_steps",
     "error_body",
     "failed",
     "finished",
@@ -78,10 +79,21 @@ def live(job: Job) -> bytes:
     ).encode()
 
 
-def finished(job: Job, answer: Answer, *, now: float) -> Finished:
+def check_in_steps(answer: Answer) -> Iterator[None]:
+    """What :func:`finished` does first, for a large answer: see :func:`jsontext.check_in_steps`."""
+    if not 200 <= answer.status < 300 or not _has_json(answer):
+        return
+    try:
+        yield from jsontext.check_in_steps(answer.body)
+    except jsontext.InvalidText as error:
+        raise _not_json(answer, error) from None
+
+
+def finished(job: Job, answer: Answer, *, now: float, checked: bool = False) -> Finished:
     """The outcome of ``job``, given what its upstream answered.
 
     Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
+    ``checked``: its body is known to be.
     """
     head = response_lines(
         answer.headers,
@@ -91,13 +103,14 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
         return _finish(job, JobStatus.FAILED, answer.status, error, now, head, answer.body)
-    media_type = _media_type(answer)
-    if answer.status in _BODILESS or _is_json(media_type):
-        _check_json(answer)
+    if _has_json(answer):
+        if not checked:
+            _check_json(answer)
         if answer.body:
             return _finish(job, JobStatus.COMPLETED, answer.status, answer.body, now, head, None)
         # The envelope says null, /content has no body.
         return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
+    media_type = _media_type(answer)
     if not ENDPOINTS[job.endpoint].media:
         raise InvalidUpstreamResponse(
             f"The upstream answered {answer.status} with {media_type[:100]}, "
@@ -175,9 +188,10 @@ def _media_type(answer: Answer) -> str:
     return (answer.header(b"content-type") or "application/json").partition(";")[0].strip().lower()
 
 
-def _is_json(media_type: str) -> bool:
-    subtype = media_type.rpartition("/")[2]
-    return subtype == "json" or subtype.endswith("+json")
+def _has_json(answer: Answer) -> bool:
+    """Whether the body of an answer has to be JSON, if there is one."""
+    subtype = _media_type(answer).rpartition("/")[2]
+    return answer.status in _BODILESS or subtype == "json" or subtype.endswith("+json")
 
 
 def _check_json(answer: Answer) -> None:
@@ -186,9 +200,13 @@ def _check_json(answer: Answer) -> None:
     try:
         jsontext.check(answer.body)
     except jsontext.InvalidText as error:
-        raise InvalidUpstreamResponse(
-            f"The upstream answered {answer.status} with a body that is not JSON: {error}."
-        ) from None
+        raise _not_json(answer, error) from None
+
+
+def _not_json(answer: Answer, error: jsontext.InvalidText) -> InvalidUpstreamResponse:
+    return InvalidUpstreamResponse(
+        f"The upstream answered {answer.status} with a body that is not JSON: {error}."
+    )
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:

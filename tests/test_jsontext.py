@@ -159,3 +159,49 @@ def test_the_message_says_where_and_holds_none_of_the_text() -> None:
         jsontext.check(b'["a\xff"]')
     with pytest.raises(jsontext.InvalidText, match="empty"):
         jsontext.check(b" \n")
+
+
+def steps(text: bytes, step_bytes: int) -> int:
+    """In how many steps ``text`` was found to be JSON."""
+    return sum(1 for _ in jsontext.check_in_steps(text, step_bytes=step_bytes))
+
+
+@given(st.one_of(PRINTED, mutated()), st.integers(1, 8))
+@settings(max_examples=1000, deadline=None)
+@example(b"[,1,2,3,4]", 1)
+@example(b'{,"a":1}', 1)
+@example(b"1,2,3,4", 1)
+@example(b"[1,2,,3,4,5]", 1)
+@example(b"[1,2,3,4,5,]", 1)
+@example(b'{"a":1,2,"b":3,"c":4}', 1)
+@example(b'["a":1,"b":2,"c":3]', 1)
+@example(b'[["a,b","[",3],{"c":"}"},4]', 2)
+@example(b"[1,2,3},4,5,6]", 1)
+def test_in_steps_it_comes_to_the_same(text: bytes, step_bytes: int) -> None:
+    refused = said = None
+    try:
+        jsontext.check(text)
+    except jsontext.InvalidText as error:
+        refused = str(error)
+    try:
+        steps(text, step_bytes)
+    except jsontext.InvalidText as error:
+        said = str(error)
+    assert said == refused
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"data": [{"index": n, "embedding": [0.5, -0.25, 1e-9] * 10} for n in range(100)]},
+        {"data": [{"index": n, "embedding": "AAAAPwAAgD4=" * 10} for n in range(100)]},
+        [[n, [n]] for n in range(1000)],
+    ],
+)
+def test_what_an_embeddings_api_answers_is_checked_in_small_steps(value: Any) -> None:
+    text = json.dumps(value).encode()
+    assert steps(text, 500) >= len(text) // 500 - 4
+
+
+def test_a_small_text_is_one_step() -> None:
+    assert steps(b"[1,2,3,4,5]", 3) == 1

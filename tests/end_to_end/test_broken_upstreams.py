@@ -60,6 +60,7 @@ async def test_a_name_that_does_not_resolve(start: Start) -> None:
         (answer(b'{"a":"\xff"}'), 502, "invalid_upstream_response"),
         (answer(b"["), 502, "invalid_upstream_response"),
         (answer(b"[" * 100_000 + b"]" * 100_000), 502, "invalid_upstream_response"),
+        (answer(b"[" + b"0," * 2_500_000 + b"]"), 502, "invalid_upstream_response"),
         (answer(b""), 502, "invalid_upstream_response"),
         (answer(b"<html>", content_type="text/html"), 502, "invalid_upstream_response"),
         (answer(b"moved", status=302, headers=[("Location", "http://127.0.0.1:1/")]), 302, None),

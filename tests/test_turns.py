@@ -1,0 +1,60 @@
+"""Heavy work takes turns on the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+
+from asyncproxy.turns import Turns
+
+
+async def rounds() -> int:
+    """How many rounds of the loop pass while a request is read, run and answered."""
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return 3
+
+
+async def test_a_free_turn_is_taken_at_once() -> None:
+    turns = Turns()
+    step = turns.next()
+    try:
+        step.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it had to wait")
+
+
+async def test_turns_are_given_in_order_with_rounds_of_the_loop_between() -> None:
+    turns = Turns()
+    ended: list[str] = []
+
+    async def heavy(name: str) -> None:
+        await turns.next()
+        ended.append(name)
+
+    async def light() -> None:
+        await rounds()
+        ended.append("light")
+
+    async with asyncio.TaskGroup() as tasks:
+        for name in "abc":
+            tasks.create_task(heavy(name))
+        tasks.create_task(light())
+    assert (
+        ended.index("light") <= ended.index("b") + 1
+    )  # beside three pieces it has waited for one or two
+    assert [name for name in ended if name != "light"] == ["a", "b", "c"]
+
+
+async def test_who_leaves_the_line_holds_nobody_up() -> None:
+    turns = Turns()
+    await turns.next()
+    waiting = [asyncio.create_task(turns.next()) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    waiting[2].cancel()
+    async with asyncio.timeout(10):
+        await waiting[1]
+        await turns.next()
+        await asyncio.gather(*waiting, return_exceptions=True)
+    assert [task.cancelled() for task in waiting] == [True, False, True]
