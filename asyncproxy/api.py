@@ -67,15 +67,13 @@ class Api:
         return answers.own_response(job) if isinstance(job, Finished) else self._envelope(job, lines)
 
     async def _delete(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        await self._service.delete(await self._find(endpoint, request))
+        job = await self._service.find(endpoint, request, request.match_info["id"])
+        await self._service.delete(job)
         return WireResponse(204, b"", b"")
-
-    async def _find(self, endpoint: Endpoint, request: web.Request) -> Job | Finished:
-        return await self._service.find(endpoint, request, request.match_info["id"])
 
     async def _awaited(self, endpoint: Endpoint, request: web.Request) -> tuple[Job | Finished, bytes]:
         """The job of a path, after as long a wait for its end as the client asks for."""
-        job = await self._find(endpoint, request)
+        job = await self._service.find(endpoint, request, request.match_info["id"])
         query = request.query.get("wait") if request.query_string else None
         wait_s = self._service.waiting_time(query=query, prefer=preferences_of(request))
         if wait_s is None:

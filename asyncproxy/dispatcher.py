@@ -44,7 +44,7 @@ from asyncproxy.events import (
     status_class,
 )
 from asyncproxy.jobs import Call, Job, JobStatus
-from asyncproxy.pools import Policy, Pool, Pools
+from asyncproxy.pools import Policy, Pool, Pools, Worker
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.tracecontext import carried, trace_id
@@ -108,7 +108,7 @@ class Dispatcher:
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
         self._rate_limits = RateLimits()
-        self._calls: dict[str, asyncio.Task[None]] = {}  # job id → the worker that sends it
+        self._calls: dict[str, Worker] = {}  # job id → the worker that sends it
         self._aborted: set[str] = set()
 
     @property
@@ -188,10 +188,10 @@ class Dispatcher:
                 wait = max(wait, place.not_before - self._monotonic() + pool.mean_call_s)
         return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
 
-    async def _turn(self, pool: Pool) -> None:
+    async def _turn(self, pool: Pool, worker: Worker) -> None:
         """Take the next job of a pool, and see to its end."""
         try:
-            with pool.waiting():
+            with pool.waiting(worker):
                 claim = await self._store.claim(pool.upstream.name)
         except UnreadableCall as error:
             logger.error("job %s: its request cannot be read with our keys", error.job.id)  # noqa: TRY400
@@ -202,7 +202,7 @@ class Dispatcher:
             await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
             return
         try:
-            await self._run(claim, pool)
+            await self._run(claim, pool, worker)
         except Exception:
             logger.exception("job %s: an error inside the proxy", claim.job.id)
             await self._interrupt(claim.job, "An error inside the proxy ended this job.")
@@ -233,7 +233,7 @@ class Dispatcher:
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_WAIT)
 
-    async def _run(self, claim: Claim, pool: Pool) -> None:
+    async def _run(self, claim: Claim, pool: Pool, worker: Worker) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job = claim.job
         queued_s = max(0.0, self._clock() - job.created_at)
@@ -248,7 +248,7 @@ class Dispatcher:
         pool.calls += 1
         try:
             traced = _traced(claim, span)
-            outcome = await self._send(traced, pool.upstream, self._deadline_s - queued_s)
+            outcome = await self._send(traced, pool.upstream, worker, self._deadline_s - queued_s)
         except BaseException as error:
             aborted = isinstance(error, asyncio.CancelledError)
             ended = "aborted" if aborted else InternalError.code
@@ -257,7 +257,7 @@ class Dispatcher:
             self._rate_limits.ended(job, progress=False)
             if not aborted:
                 raise
-            if self._was_aborted(job):
+            if self._was_aborted(job, worker):
                 self._rate_limits.forget(job)
                 return
             await self._give_back(job)
@@ -292,12 +292,12 @@ class Dispatcher:
             CallEnded(job.id, job.endpoint, job.upstream, attempt, outcome, duration_s)
         )
 
-    async def _send(self, claim: Claim, upstream: Upstream, remaining_s: float) -> Answer | CallError:
+    async def _send(
+        self, claim: Claim, upstream: Upstream, worker: Worker, remaining_s: float
+    ) -> Answer | CallError:
         job, call = claim
         if remaining_s <= 0:
             return self._deadline_exceeded()
-        worker = asyncio.current_task()
-        assert worker is not None
         self._calls[job.id] = worker
         try:
             return await upstream.call(call, timeout_s=min(upstream.total_s, remaining_s))
@@ -308,13 +308,11 @@ class Dispatcher:
         finally:
             del self._calls[job.id]
 
-    def _was_aborted(self, job: Job) -> bool:
+    def _was_aborted(self, job: Job, worker: Worker) -> bool:
         """Whether the cancellation that arrived is that of :meth:`abort`, and no other."""
         if job.id not in self._aborted:
             return False
         self._aborted.remove(job.id)
-        worker = asyncio.current_task()
-        assert worker is not None
         return worker.uncancel() == 0
 
     async def _try_again(self, job: Job, pool: Pool, outcome: Answer | CallError) -> bool:

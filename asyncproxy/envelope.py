@@ -18,7 +18,7 @@ from asyncproxy import jsontext
 from asyncproxy.endpoints import ENDPOINTS
 from asyncproxy.errors import ApiError, InvalidUpstreamResponse
 from asyncproxy.headers import CONTENT_LIMIT, response_lines
-from asyncproxy.jobs import Finished, Job, JobStatus, advance
+from asyncproxy.jobs import Finished, Job, JobStatus, check_step
 
 __all__ = [
     "Answer",
@@ -153,7 +153,7 @@ def _finish(
     head: bytes,
     content: bytes | None,
 ) -> Finished:
-    advance(job, status)
+    check_step(job, status)
     expires_at = now + job.ttl_s
     key = "result" if status is JobStatus.COMPLETED else "error"
     extra = b""

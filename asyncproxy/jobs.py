@@ -28,6 +28,7 @@ __all__ = [
     "JobStatus",
     "Lane",
     "advance",
+    "check_step",
 ]
 
 
@@ -187,10 +188,15 @@ def _text_size(text: str) -> int:
     return len(text) if text.isascii() else 4 * len(text)
 
 
-def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:
-    """``job`` after one step to ``status``. Raises :class:`IllegalTransition` if there is none."""
+def check_step(job: Job, status: JobStatus) -> None:
+    """Raise :class:`IllegalTransition` if ``job`` cannot get to ``status`` in one step."""
     if status not in TRANSITIONS[job.status]:
         raise IllegalTransition(f"job {job.id}: {job.status.value} → {status.value}")
+
+
+def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:
+    """``job`` after one step to ``status``. Raises :class:`IllegalTransition` if there is none."""
+    check_step(job, status)
     return msgspec.structs.replace(
         job,
         status=status,

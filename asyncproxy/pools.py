@@ -12,9 +12,11 @@ from functools import partial
 
 from asyncproxy.upstream import Upstream
 
-__all__ = ["Policy", "Pool", "Pools"]
+__all__ = ["Policy", "Pool", "Pools", "Worker"]
 
 logger = logging.getLogger(__name__)
+
+Worker = asyncio.Task[None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,8 @@ class Pool:
     policy: Policy
     mean_call_s: float = 1.0
     calls: int = 0  # in flight
-    workers: set[asyncio.Task[None]] = field(default_factory=set)
-    idle: set[asyncio.Task[None]] = field(default_factory=set)  # those that wait for a job
+    workers: set[Worker] = field(default_factory=set)
+    idle: set[Worker] = field(default_factory=set)  # those that wait for a job
     leaving: bool = False  # another one has taken its place
 
     @property
@@ -49,10 +51,8 @@ class Pool:
         return len(self.workers) - (0 if self.leaving else self.policy.concurrency)
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
+    def waiting(self, worker: Worker) -> Iterator[None]:
         """Within this the worker has no job: it can be sent away."""
-        worker = asyncio.current_task()
-        assert worker is not None
         self.idle.add(worker)
         try:
             yield
@@ -61,18 +61,21 @@ class Pool:
 
 
 class Pools(Mapping[str, Pool]):
-    """Pools by the names of their upstreams. ``turn`` takes one job for a pool, and sees to its end."""
+    """Pools by the names of their upstreams.
+
+    ``turn`` takes one job for a pool, and sees to its end. It gets the worker that runs it, too.
+    """
 
     def __init__(
         self,
         upstreams: Iterable[tuple[Upstream, Policy]],
-        turn: Callable[[Pool], Awaitable[None]],
+        turn: Callable[[Pool, Worker], Awaitable[None]],
     ) -> None:
         self.draining = False
         self._turn = turn
         self._pools = {upstream.name: Pool(upstream, policy) for upstream, policy in upstreams}
         self._leaving: set[Pool] = set()  # replaced ones that still have calls in flight
-        self._workers: set[asyncio.Task[None]] = set()
+        self._workers: set[Worker] = set()
 
     def __getitem__(self, upstream: str) -> Pool:
         return self._pools[upstream]
@@ -147,7 +150,7 @@ class Pools(Mapping[str, Pool]):
             pool.workers.discard(worker)
             worker.cancel()
 
-    def _ended(self, pool: Pool, worker: asyncio.Task[None]) -> None:
+    def _ended(self, pool: Pool, worker: Worker) -> None:
         pool.workers.discard(worker)
         self._workers.discard(worker)
         if not worker.cancelled() and (error := worker.exception()) is not None:
@@ -164,4 +167,4 @@ class Pools(Mapping[str, Pool]):
                 if pool.leaving and not pool.workers:
                     self._leaving.discard(pool)
                 return
-            await self._turn(pool)
+            await self._turn(pool, worker)

@@ -299,7 +299,8 @@ class JobService:
 
 def preferences_of(request: web.Request) -> str | None:
     """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
-    return ", ".join(request.headers.getall("Prefer", ())) or None
+    fields = request.headers.getall("Prefer", ())
+    return ", ".join(fields) or None if fields else None
 
 
 def not_found() -> JobNotFound:
