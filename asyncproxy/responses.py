@@ -57,6 +57,10 @@ class WireResponse(web.Response):
     _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
     _zlib_executor = None
 
+    _built: CIMultiDict[str] | None = None
+    _pieces: Callable[[], Iterable[bytes]] | None = None
+    _replaced = False
+
     def __init__(
         self, status: int, lines: bytes, body: bytes | memoryview, *, close: bool = False
     ) -> None:
@@ -66,10 +70,7 @@ class WireResponse(web.Response):
         self._reason = _REASONS.get(status, "")
         self._lines = lines
         self._body = body  # type: ignore[assignment]  # a view is made bytes before anyone sees it
-        self._built: CIMultiDict[str] | None = None
-        self._pieces: Callable[[], Iterable[bytes]] | None = None
         self._size = len(body)
-        self._replaced = False
         if close:
             self._keep_alive = False
 
