@@ -7,7 +7,7 @@ only if somebody asks for it: a middleware or a signal of the application that w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -136,8 +136,7 @@ class WireResponse(web.Response):
             elif size <= _PIECE:
                 out.append(body)
             else:
-                view = memoryview(body)
-                following = (view[start : start + _PIECE] for start in range(0, size, _PIECE))
+                following = _in_pieces(memoryview(body))
         writer = request.writer
         self._eof_sent = True
         await writer.write(b"".join(out))
@@ -159,6 +158,11 @@ class WireResponse(web.Response):
             if app.on_response_prepare:
                 return True
         return False
+
+
+def _in_pieces(body: memoryview) -> Iterator[memoryview]:
+    for start in range(0, len(body), _PIECE):
+        yield body[start : start + _PIECE]
 
 
 def _text(value: bytes) -> str:
