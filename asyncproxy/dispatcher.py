@@ -13,7 +13,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from itertools import chain
 from typing import TypeVar
 
 import msgspec
@@ -43,7 +42,7 @@ from asyncproxy.events import (
     Retried,
     status_class,
 )
-from asyncproxy.jobs import Call, Job, JobStatus
+from asyncproxy.jobs import Call, Job, JobStatus, fields_of
 from asyncproxy.pools import Policy, Pool, Pools, Worker
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
@@ -92,7 +91,6 @@ class Dispatcher:
         observer: Observer,
         route: Callable[[str], str],
         tracer: Tracer | None = None,
-        turns: Turns | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
         rng: random.Random | None = None,
@@ -103,7 +101,7 @@ class Dispatcher:
         self._observer = observer
         self._route = route
         self._tracer = tracer or Tracer()
-        self._turns = turns or Turns()
+        self._turns = Turns()
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
@@ -353,10 +351,10 @@ class Dispatcher:
         following, rest = job.fallbacks[0], job.fallbacks[1:]
         body = submission.with_model(call.body, following.model)
         # It is another request: an upstream that honours the key would answer it as the first.
-        fields: list[str] = []
-        for name, value in call.headers:
-            another = name.lower() == "idempotency-key"
-            fields += name, f"{value}-{job.fallback_index + 1}" if another else value
+        headers = [
+            (name, f"{value}-{job.fallback_index + 1}" if name.lower() == "idempotency-key" else value)
+            for name, value in call.headers
+        ]
         self._rate_limits.forget(job)
         self._observer.fell_back(FellBack(job.id, job.upstream))
         job = msgspec.structs.replace(
@@ -366,7 +364,7 @@ class Dispatcher:
             fallbacks=rest,
             fallback_index=job.fallback_index + 1,
         )
-        call = msgspec.structs.replace(call, body=body, fields=tuple(fields))
+        call = msgspec.structs.replace(call, body=body, fields=fields_of(headers))
         await self._release(job, attempts=0, call=call)
         return True
 
@@ -390,6 +388,7 @@ class Dispatcher:
         Without ``queued_s`` it ends without a call, and has waited all the time. ``said`` is what the
         upstream said of a failure, for the log.
         """
+        now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
             heavy = len(outcome.body) >= HEAVY_BYTES
@@ -398,12 +397,10 @@ class Dispatcher:
                     for _ in envelope.check_in_steps(outcome):
                         await self._turns.next()
                     await self._turns.next()  # to copy it
-                now = round(self._clock(), 3)
                 finished = envelope.finished(job, outcome, now=now, checked=heavy)
             except InvalidUpstreamResponse as invalid:
                 error = invalid
         if error is not None:
-            now = round(self._clock(), 3)
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
         if await self._insist(job, lambda: self._store.finish(job, finished)):
@@ -519,7 +516,7 @@ def _traced(claim: Claim, span: Span) -> Claim:
     """``claim`` with a call that names its span, if that is recorded."""
     if not span.traceparent:
         return claim
-    fields = tuple(chain.from_iterable(carried(claim.call.headers, span.traceparent)))
+    fields = fields_of(carried(claim.call.headers, span.traceparent))
     return Claim(claim.job, msgspec.structs.replace(claim.call, fields=fields))
 
 

@@ -60,7 +60,6 @@ _REPLACED: Final = frozenset({"host", "expect", "content-length"})
 # What ``Connection`` says nearly always: nothing that is a field.
 _USUAL: Final = frozenset({"keep-alive", "close"})
 
-_USUAL_BYTES: Final = frozenset(name.encode() for name in _USUAL)
 _HOP_BY_HOP_BYTES: Final = frozenset(name.encode() for name in HOP_BY_HOP)
 
 Pairs = list[tuple[str, str]]
@@ -103,8 +102,8 @@ def request_headers(
 
 
 @lru_cache(maxsize=32)  # nearly every request has the same
-def _left_behind(hop_by_hop: frozenset[str], without: frozenset[str]) -> frozenset[str]:
-    return hop_by_hop | _REPLACED | without
+def _left_behind(by_hop: frozenset[str], without: frozenset[str]) -> frozenset[str]:
+    return by_hop | _REPLACED | without
 
 
 def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, request_id: str) -> Pairs:
@@ -142,9 +141,8 @@ def response_lines(
     """
     raw = tuple(raw)
     dropped = _HOP_BY_HOP_BYTES
-    naming = [v for k, v in raw if k.lower() == b"connection" and v.lower() not in _USUAL_BYTES]
-    if naming:
-        named = hop_by_hop([value.decode("latin-1") for value in naming])
+    connection = [v.decode("latin-1") for k, v in raw if k.lower() == b"connection"]
+    if connection and (named := hop_by_hop(connection)) is not HOP_BY_HOP:
         dropped = frozenset(name.encode() for name in named)
     lines: list[bytes] = []
     size = 0

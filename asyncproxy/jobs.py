@@ -12,6 +12,8 @@ never touches a call, and an outcome has no field that could hold one.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
+from itertools import chain
 from typing import Final
 
 import msgspec
@@ -29,6 +31,7 @@ __all__ = [
     "Lane",
     "advance",
     "check_step",
+    "fields_of",
 ]
 
 
@@ -97,6 +100,11 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"Call({self.endpoint!r}, {len(self.body)} bytes)"
+
+
+def fields_of(headers: Iterable[tuple[str, str]]) -> tuple[str, ...]:
+    """Header fields as a :class:`Call` has them."""
+    return tuple(chain.from_iterable(headers))
 
 
 class Fallback(msgspec.Struct, frozen=True, gc=False):

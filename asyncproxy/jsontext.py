@@ -124,12 +124,10 @@ def parse(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
         except UnicodeDecodeError as error:
             raise InvalidText(f"invalid UTF-8 at byte {error.start}") from None
     try:
-        return decoder.decode(text)
+        return _decode(text, decoder)
     except msgspec.ValidationError:
         _decode(text, _RAW)  # a wrong type is found before the rest is read: that may be malformed
         raise
-    except (msgspec.DecodeError, RecursionError):
-        return _decode(text, decoder)  # what of it is wrong
 
 
 def without_half_pairs(text: bytes) -> bytes:

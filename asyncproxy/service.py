@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from itertools import chain
 from typing import Final, NamedTuple
 
 import msgspec
@@ -27,7 +26,7 @@ from asyncproxy.errors import (
 )
 from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.intake import Intake
-from asyncproxy.jobs import Call, Fallback, Finished, Job
+from asyncproxy.jobs import Call, Fallback, Finished, Job, fields_of
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
@@ -281,7 +280,7 @@ class JobService:
         return Call(
             endpoint=endpoint.name,
             target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
-            fields=tuple(chain.from_iterable(sent)),
+            fields=fields_of(sent),
             body=body,
         )
 
@@ -299,8 +298,7 @@ class JobService:
 
 def preferences_of(request: web.Request) -> str | None:
     """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
-    fields = request.headers.getall("Prefer", ())
-    return ", ".join(fields) or None if fields else None
+    return ", ".join(request.headers.getall("Prefer", ())) or None
 
 
 def not_found() -> JobNotFound:
