@@ -7,8 +7,9 @@ would drop the second ``Set-Cookie``.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from operator import itemgetter
 from typing import Final
 
 from asyncproxy.errors import InvalidRequest
@@ -17,7 +18,6 @@ __all__ = [
     "CONTENT_LIMIT",
     "HOP_BY_HOP",
     "OURS",
-    "forwarded",
     "hop_by_hop",
     "request_headers",
     "response_lines",
@@ -52,6 +52,10 @@ OURS: Final = frozenset(
 # Headers of an upstream's answer that are kept for /content, in bytes (the contract, section 3).
 CONTENT_LIMIT: Final = 16 * 1024
 
+# Heads up to this size are remembered, by the names of their fields: it bounds what that takes.
+_FEW_FIELDS: Final = 64
+_SHORT_NAMES: Final = 2048
+
 _SURROGATE: Final = re.compile("[\ud800-\udfff]")
 
 # Written anew for each hop, from what we know of it.
@@ -78,47 +82,40 @@ def hop_by_hop(connection: Sequence[str]) -> frozenset[str]:
 
 
 def request_headers(
-    items: Iterable[tuple[str, str]],
+    items: Sequence[tuple[str, str]],
     *,
     connection: Sequence[str],
+    peer: str | None,
+    scheme: str,
+    host: str,
+    request_id: str,
     without: frozenset[str] = frozenset(),
 ) -> Pairs:
-    """The fields of a client's request that go to the upstream.
+    """The fields of a client's request as they go to the upstream.
 
     ``without`` names further ones that do not, lower case. ``Content-Length`` is left out: whoever
-    sends the body knows its length. Raises :class:`InvalidRequest` for a field that is not UTF-8: our
+    sends the body knows its length. ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id``
+    are added: the address of the peer is appended to those that are there, the others keep the value
+    that a proxy before us has set. Raises :class:`InvalidRequest` for a field that is not UTF-8: our
     client library would send it without the bytes that it cannot encode.
     """
-    dropped = _left_behind(hop_by_hop(connection), without)
-    kept = []
-    for pair in items:
-        name, value = pair
-        if name.lower() in dropped:
-            continue
-        if not value.isascii() and _SURROGATE.search(value):
-            raise InvalidRequest(f"The header {name} is not UTF-8.")
-        kept.append(pair)
-    return kept
-
-
-@lru_cache(maxsize=32)  # nearly every request has the same
-def _left_behind(by_hop: frozenset[str], without: frozenset[str]) -> frozenset[str]:
-    return by_hop | _REPLACED | without
-
-
-def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, request_id: str) -> Pairs:
-    """``headers`` with ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id`` added.
-
-    The peer's address is appended to an ``X-Forwarded-For`` that is there. The others keep the value
-    that a proxy before us has set.
-    """
-    present = {name.lower() for name, _ in headers}
+    names: tuple[str, ...]
+    values: tuple[str, ...]
+    names, values = zip(*items, strict=True) if items else ((), ())
+    few = len(names) <= _FEW_FIELDS and len("".join(names)) <= _SHORT_NAMES
+    plan = _plan if few else _plan.__wrapped__
+    pick, present = plan(names, hop_by_hop(connection), without)
+    headers: Pairs = [*pick(items)]
+    if not "".join(values).isascii():
+        for name, value in headers:
+            if _SURROGATE.search(value):
+                raise InvalidRequest(f"The header {name} is not UTF-8.")
     if peer:
-        seen = [peer]
         if "x-forwarded-for" in present:
-            seen[:0] = [value for name, value in headers if name.lower() == "x-forwarded-for"]
+            seen = [value for name, value in headers if name.lower() == "x-forwarded-for"]
             headers = [pair for pair in headers if pair[0].lower() != "x-forwarded-for"]
-        headers.append(("X-Forwarded-For", ", ".join(seen)))
+            peer = ", ".join([*seen, peer])
+        headers.append(("X-Forwarded-For", peer))
     if "x-forwarded-proto" not in present:
         headers.append(("X-Forwarded-Proto", scheme))
     if "x-forwarded-host" not in present and host:
@@ -126,6 +123,20 @@ def forwarded(headers: Pairs, *, peer: str | None, scheme: str, host: str, reque
     if "x-request-id" not in present:
         headers.append(("X-Request-Id", request_id))
     return headers
+
+
+@lru_cache(maxsize=256)  # clients differ in their values, and hardly in their names
+def _plan(
+    names: tuple[str, ...], by_hop: frozenset[str], without: frozenset[str]
+) -> tuple[Callable[[Sequence[tuple[str, str]]], Iterable[tuple[str, str]]], frozenset[str]]:
+    """How to pick the fields that travel from those with ``names``, and their names in lower case."""
+    dropped = by_hop | _REPLACED | without
+    lowered = [name.lower() for name in names]
+    kept = [position for position, name in enumerate(lowered) if name not in dropped]
+    present = frozenset(lowered[position] for position in kept)
+    if len(kept) > 1:
+        return itemgetter(*kept), present
+    return itemgetter(slice(kept[0], kept[0] + 1) if kept else slice(0)), present
 
 
 def response_lines(

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.hdrs import CONNECTION, HOST
 
 from asyncproxy import credentials, headers
 from asyncproxy.credentials import KeyRing
@@ -55,14 +56,14 @@ def upstream_headers(
     given = request.headers
     if keys and credential_header is not None:
         without = without | {credential_header.lower()}
-    return headers.forwarded(
-        headers.request_headers(
-            given.items(), connection=given.getall("Connection", ()), without=without
-        ),
+    return headers.request_headers(
+        tuple(given.items()),
+        connection=given.getall(CONNECTION, ()),
         peer=request.remote,
         scheme=request.scheme,
-        host=given.get("Host", ""),
+        host=given.get(HOST, ""),
         request_id=request_id,
+        without=without,
     )
 
 

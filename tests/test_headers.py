@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from asyncproxy import headers
 from asyncproxy.errors import InvalidRequest
-from asyncproxy.headers import HOP_BY_HOP, OURS, forwarded, hop_by_hop, request_headers, response_lines
+from asyncproxy.headers import HOP_BY_HOP, OURS, hop_by_hop, response_lines
 
 STAY_BEHIND = [
     "Connection",
@@ -31,9 +32,28 @@ def lines(*raw: tuple[bytes, bytes], limit: int | None = None) -> list[bytes]:
 
 
 def added(
-    *headers: tuple[str, str], peer: str | None = "192.0.2.1", host: str = "proxy.example"
+    *given: tuple[str, str], peer: str | None = "192.0.2.1", host: str = "proxy.example"
 ) -> list[tuple[str, str]]:
-    return forwarded(list(headers), peer=peer, scheme="https", host=host, request_id="id-1")
+    return headers.request_headers(
+        given, connection=[], peer=peer, scheme="https", host=host, request_id="id-1"
+    )
+
+
+def request_headers(
+    items: list[tuple[str, str]], *, connection: list[str], without: frozenset[str] = frozenset()
+) -> list[tuple[str, str]]:
+    """What is left of the fields of a request, without what is added."""
+    sent = headers.request_headers(
+        items,
+        connection=connection,
+        peer=None,
+        scheme="https",
+        host="",
+        request_id="",
+        without=without,
+    )
+    assert sent[-2:] == [("X-Forwarded-Proto", "https"), ("X-Request-Id", "")]
+    return sent[:-2]
 
 
 @pytest.mark.parametrize("name", STAY_BEHIND)
