@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping
 from functools import partial
+from typing import Final
 
 from aiohttp import web
 
@@ -18,62 +20,86 @@ from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["Api"]
 
+_ID: Final = re.compile(r"[0-9a-f-]{36}")
+
 
 class Api:
     """The routes under ``/v1/async/``."""
 
     def __init__(self, service: JobService) -> None:
         self._service = service
+        self._submits: dict[str, Handler] = {}  # by path
+        self._polls: dict[str, Handler] = {}  # by path, without the id
+
+    def directory(self, method: str, target: str) -> Handler | None:
+        """The handler of a submit or a poll as clients write them: see :mod:`asyncproxy.direct`."""
+        if method == "POST":
+            return self._submits.get(target)
+        if method == "GET":
+            path, _, job_id = target.rpartition("/")
+            poll = self._polls.get(path)
+            if poll is not None and _ID.fullmatch(job_id):
+                return partial(poll, job_id)
+        return None
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
         """Add the async paths of ``endpoints``, and answer for all others under ``/v1/async``."""
         for endpoint in endpoints:
-            path = endpoint.async_path
-            self._add(router, endpoint, path, {"POST": self._submit})
-            job = {"GET": self._poll, "HEAD": self._poll, "DELETE": self._delete}
-            self._add(router, endpoint, f"{path}/{{id}}", job)
-            content = {"GET": self._content, "HEAD": self._content}
-            self._add(router, endpoint, f"{path}/{{id}}/content", content)
+            path, name = endpoint.async_path, endpoint.name
+            submit = answering_errors(partial(self._submit, endpoint), endpoint=name)
+            poll, content, delete = (
+                answering_errors(partial(answer, endpoint), endpoint=name)
+                for answer in (self._poll, self._content, self._delete)
+            )
+            self._add(router, name, path, {"POST": submit})
+            job = {"GET": _of_match(poll), "HEAD": _of_match(poll), "DELETE": _of_match(delete)}
+            self._add(router, name, f"{path}/{{id}}", job)
+            of_job = {"GET": _of_match(content), "HEAD": _of_match(content)}
+            self._add(router, name, f"{path}/{{id}}/content", of_job)
+            self._submits[path], self._polls[path] = submit, poll
         for path in ("/v1/async", r"/v1/async/{rest:[\s\S]*}"):
             router.add_route("*", path, answering_errors(self._unknown), expect_handler=expect_nothing)
 
     def _add(
-        self,
-        router: web.UrlDispatcher,
-        endpoint: Endpoint,
-        path: str,
-        methods: Mapping[str, Callable[[Endpoint, web.Request], Awaitable[web.StreamResponse]]],
+        self, router: web.UrlDispatcher, name: str, path: str, methods: Mapping[str, Handler]
     ) -> None:
         resource = router.add_resource(path)
-        for method, answer in methods.items():
-            handler = answering_errors(partial(answer, endpoint), endpoint=endpoint.name)
+        for method, handler in methods.items():
             resource.add_route(method, handler, expect_handler=expect_nothing)
-        refusal = answering_errors(self._refusing(", ".join(methods)), endpoint=endpoint.name)
+        refusal = answering_errors(self._refusing(", ".join(methods)), endpoint=name)
         resource.add_route("*", refusal, expect_handler=expect_nothing)
 
-    async def _submit(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+    async def _submit(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
         lines = answers.header("Location", f"{endpoint.async_path}/{job.id}")
         if replayed:
             lines += answers.REPLAYED
         return self._envelope(job, lines)
 
-    async def _poll(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        job, lines = await self._awaited(endpoint, request)
+    async def _poll(
+        self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        job, lines = await self._awaited(endpoint, job_id, request)
         return self._envelope(job, lines)
 
-    async def _content(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        job, lines = await self._awaited(endpoint, request)
+    async def _content(
+        self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        job, lines = await self._awaited(endpoint, job_id, request)
         return answers.own_response(job) if isinstance(job, Finished) else self._envelope(job, lines)
 
-    async def _delete(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        job = await self._service.find(endpoint, request, request.match_info["id"])
+    async def _delete(
+        self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
+    ) -> web.StreamResponse:
+        job = await self._service.find(endpoint, request, job_id)
         await self._service.delete(job)
         return WireResponse(204, b"", b"")
 
-    async def _awaited(self, endpoint: Endpoint, request: web.Request) -> tuple[Job | Finished, bytes]:
+    async def _awaited(
+        self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
+    ) -> tuple[Job | Finished, bytes]:
         """The job of a path, after as long a wait for its end as the client asks for."""
-        job = await self._service.find(endpoint, request, request.match_info["id"])
+        job = await self._service.find(endpoint, request, job_id)
         query = request.query.get("wait") if request.query_string else None
         wait_s = self._service.waiting_time(query=query, prefer=preferences_of(request))
         if wait_s is None:
@@ -87,15 +113,24 @@ class Api:
         return answers.pending(job, self._service.retry_after_s(job), lines=lines)
 
     def _refusing(self, allow: str) -> Handler:
-        async def refuse(request: web.Request) -> web.StreamResponse:
+        async def refuse(request: web.BaseRequest) -> web.StreamResponse:
             self._service.identify(request)
             raise MethodNotAllowed(f"This path only supports {allow}.", allow=allow)
 
         return refuse
 
-    async def _unknown(self, request: web.Request) -> web.StreamResponse:
+    async def _unknown(self, request: web.BaseRequest) -> web.StreamResponse:
         self._service.identify(request)
         raise UnknownEndpoint(
             "There is no such async endpoint. The path is /v1/async/<endpoint>, as in "
             "/v1/async/embeddings."
         )
+
+
+def _of_match(answer: Handler) -> Handler:
+    """A handler for aiohttp's router of one that gets the id of a job first."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        return await answer(request.match_info["id"], request)
+
+    return handler

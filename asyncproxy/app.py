@@ -19,6 +19,7 @@ from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
 from asyncproxy.config import Config
 from asyncproxy.credentials import KeyRing
+from asyncproxy.direct import DIRECTORY
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.errors import StartupError
 from asyncproxy.events import Observer, Observers
@@ -117,6 +118,7 @@ def build_app(config: Config) -> web.Application:
     app = web.Application(handler_args=server_options(config))
     _setup(app, config, whole=True)
     proxy, endpoints = app[PROXY], settings.endpoints(config)
+    app[DIRECTORY] = proxy.api.directory
     proxy.relay.add_routes(app.router, endpoints)
     proxy.by_header.add_routes(app.router, endpoints)
     app.router.add_route(

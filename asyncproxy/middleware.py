@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from aiohttp import web
 from aiohttp.hdrs import CONNECTION, HOST
@@ -22,7 +23,7 @@ __all__ = ["Handler", "answering_errors", "authenticate", "upstream_headers"]
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[..., Awaitable[web.StreamResponse]]
 
 
 def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | None:
@@ -70,9 +71,9 @@ def upstream_headers(
 def answering_errors(handler: Handler, *, endpoint: str | None = None) -> Handler:
     """``handler``, with its errors answered in the one shape of the wire contract, section 8."""
 
-    async def answering(request: web.Request) -> web.StreamResponse:
+    async def answering(*given: Any) -> web.StreamResponse:
         try:
-            return await handler(request)
+            return await handler(*given)
         except ApiError as error:
             return error_response(error, error_body(error, endpoint=endpoint))
         except Exception:

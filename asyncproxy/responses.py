@@ -151,10 +151,9 @@ class WireResponse(web.Response):
             return True
         if request.version != HttpVersion11:
             return True
-        match_info = getattr(request, "match_info", None)
-        if match_info is None:
-            return True
-        for app in match_info.apps:  # noqa: SIM110  a generator for each answer costs more than the answer
+        if not isinstance(request, web.Request):
+            return False  # there is no application that could have a say
+        for app in request.match_info.apps:  # noqa: SIM110  a generator for each answer costs more than the answer
             if app.on_response_prepare:
                 return True
         return False

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from asyncproxy.direct import DIRECTORY, go_round
 from asyncproxy.envelope import error_body
 from asyncproxy.errors import ApiError, InternalError, InvalidRequest, StartupError
 from asyncproxy.responses import error_response
@@ -129,6 +130,9 @@ async def listening(
     # Handlers get their grace while we still listen; what is left after it is cut off.
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=1.0, access_log=None)
     await runner.setup()
+    if (directory := app.get(DIRECTORY)) is not None:
+        assert runner.server is not None
+        go_round(runner.server, directory)
     try:
         try:
             await _Site(runner, host, port, send_timeout_s, reuse_port=reuse_port).start()

@@ -103,7 +103,7 @@ class JobService:
         self._tracer = tracer
         self.waiting = 0  # clients that are held until a job ends
 
-    async def submit(self, endpoint: Endpoint, request: web.Request) -> Submitted:
+    async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
         try:
             caller = self.admit(request)
@@ -119,7 +119,7 @@ class JobService:
             self.refused(endpoint, error)
             raise
 
-    def identify(self, request: web.Request) -> Caller:
+    def identify(self, request: web.BaseRequest) -> Caller:
         """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
         found = authenticate(request, self._keys)
         if found is None:
@@ -127,7 +127,7 @@ class JobService:
         name, credential = found
         return Caller(name, credentials.digest(credential, self._key), credential)
 
-    def admit(self, request: web.Request) -> Caller:
+    def admit(self, request: web.BaseRequest) -> Caller:
         """Who wants to submit a job, if jobs are taken and this could be one by its headers."""
         if self._dispatcher.draining:
             raise _shutting_down()
@@ -140,7 +140,7 @@ class JobService:
     async def create(
         self,
         endpoint: Endpoint,
-        request: web.Request,
+        request: web.BaseRequest,
         caller: Caller,
         asked: Submission,
         alias: Alias | None,
@@ -173,7 +173,7 @@ class JobService:
         self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     def relay_alias(
-        self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, *, again: bool
+        self, endpoint: Endpoint, request: web.BaseRequest, caller: Caller, body: bytes, *, again: bool
     ) -> Alias:
         """The name under which the same relayed request finds its job again.
 
@@ -186,7 +186,7 @@ class JobService:
         attach = again or endpoint.repeatable or key is not None
         return Alias(name, b"", attach=attach, once=True)
 
-    async def find(self, endpoint: Endpoint, request: web.Request, job_id: str) -> Job | Finished:
+    async def find(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Job | Finished:
         """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
         caller = self.identify(request)
         job = await self._store.get(job_id)
@@ -243,7 +243,7 @@ class JobService:
     def _job(
         self,
         endpoint: Endpoint,
-        request: web.Request,
+        request: web.BaseRequest,
         caller: Caller,
         asked: Submission,
         traceparent: str,
@@ -271,7 +271,7 @@ class JobService:
         )
 
     def _call(
-        self, endpoint: Endpoint, request: web.Request, caller: Caller, body: bytes, job_id: str
+        self, endpoint: Endpoint, request: web.BaseRequest, caller: Caller, body: bytes, job_id: str
     ) -> Call:
         sent = upstream_headers(request, self._keys, caller.header, request_id=job_id, without=_LEFT)
         if "Idempotency-Key" not in request.headers:
@@ -296,7 +296,7 @@ class JobService:
         return digest.digest()
 
 
-def preferences_of(request: web.Request) -> str | None:
+def preferences_of(request: web.BaseRequest) -> str | None:
     """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
     return ", ".join(request.headers.getall("Prefer", ())) or None
 
@@ -310,17 +310,17 @@ def _shutting_down() -> ShuttingDown:
     return ShuttingDown("The proxy is shutting down. Try again in a moment.")
 
 
-def _query(request: web.Request) -> bytes:
+def _query(request: web.BaseRequest) -> bytes:
     return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
 
 
-def _request_id(request: web.Request) -> str:
+def _request_id(request: web.BaseRequest) -> str:
     text = request.headers.get("X-Request-Id", "")[:_LONGEST_REQUEST_ID]
     # Half a surrogate pair, which is how aiohttp reads bytes that are not UTF-8, cannot be stored.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
-def _idempotency_key(request: web.Request) -> bytes | None:
+def _idempotency_key(request: web.BaseRequest) -> bytes | None:
     """The key, quoted (draft-ietf-httpapi-idempotency-key-header) or bare; empty is none."""
     value = request.headers.get("Idempotency-Key")
     if value is None:
