@@ -42,7 +42,7 @@ from asyncproxy.events import (
     Retried,
     status_class,
 )
-from asyncproxy.jobs import Call, Job, JobStatus, fields_of
+from asyncproxy.jobs import Call, Job, JobStatus, head_of
 from asyncproxy.pools import Policy, Pool, Pools, Worker
 from asyncproxy.rate_limits import RateLimits
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
@@ -364,7 +364,7 @@ class Dispatcher:
             fallbacks=rest,
             fallback_index=job.fallback_index + 1,
         )
-        call = msgspec.structs.replace(call, body=body, fields=fields_of(headers))
+        call = msgspec.structs.replace(call, body=body, head=head_of(headers))
         await self._release(job, attempts=0, call=call)
         return True
 
@@ -516,8 +516,8 @@ def _traced(claim: Claim, span: Span) -> Claim:
     """``claim`` with a call that names its span, if that is recorded."""
     if not span.traceparent:
         return claim
-    fields = fields_of(carried(claim.call.headers, span.traceparent))
-    return Claim(claim.job, msgspec.structs.replace(claim.call, fields=fields))
+    head = head_of(carried(claim.call.headers, span.traceparent))
+    return Claim(claim.job, msgspec.structs.replace(claim.call, head=head))
 
 
 def _end_span(span: Span, outcome: Answer | CallError) -> None:

@@ -26,10 +26,10 @@ class Place(msgspec.Struct, frozen=True, gc=False):
 
 
 # gc=False: there is one for each job that waits, and the collector need not walk them all. An entry and
-# its lane refer to each other only while the entry is in the lane's heap.
-class _Entry(msgspec.Struct, gc=False, eq=False):
+# its lane refer to each other only while the entry is in the lane's heap, which is in their order.
+class _Entry(msgspec.Struct, gc=False, order=True):
+    order: int  # no two entries have the same
     job_id: str
-    order: int
     lane: _Lane
     ticket: int
     not_before: float
@@ -40,7 +40,7 @@ class _Entry(msgspec.Struct, gc=False, eq=False):
 class _Lane:
     key: Lane
     tenant: _Tenant
-    heap: list[tuple[int, _Entry]] = field(default_factory=list)  # the oldest job first
+    heap: list[_Entry] = field(default_factory=list)  # the oldest job first
     waiting: int = 0  # in the heap, or among the timers
     paused_until: float = 0.0
 
@@ -90,7 +90,7 @@ class FairQueue:
         if found is None:
             found = tenant.lanes[lane] = _Lane(lane, tenant)
         ticket = tenant.enqueued if order is None else tenant.dequeued
-        entry = _Entry(job_id, next(self._count) if order is None else order, found, ticket, not_before)
+        entry = _Entry(next(self._count) if order is None else order, job_id, found, ticket, not_before)
         tenant.enqueued += 1
         found.waiting += 1
         self._entries[job_id] = entry
@@ -151,8 +151,8 @@ class FairQueue:
 
     def _admit(self, entry: _Entry) -> None:
         lane = entry.lane
-        heapq.heappush(lane.heap, (entry.order, entry))
-        if lane.heap[0][1] is entry:
+        heapq.heappush(lane.heap, entry)
+        if lane.heap[0] is entry:
             self._announce(lane)
             if len(lane.heap) > 1:  # it went before the one that was announced
                 self._stale += 1
@@ -165,14 +165,14 @@ class FairQueue:
 
     def _push_head(self, lane: _Lane) -> None:
         # Counted, for a lane may be there twice with one job: lanes themselves have no order.
-        heapq.heappush(lane.tenant.heads, (lane.heap[0][0], next(self._count), lane))
+        heapq.heappush(lane.tenant.heads, (lane.heap[0].order, next(self._count), lane))
 
     def _oldest(self, tenant: _Tenant, now: float) -> _Entry | None:
         while tenant.heads:
             order, _, lane = heapq.heappop(tenant.heads)
-            if lane.paused_until > now or not self._clear_top(lane) or lane.heap[0][0] != order:
+            if lane.paused_until > now or not self._clear_top(lane) or lane.heap[0].order != order:
                 continue
-            _, entry = heapq.heappop(lane.heap)
+            entry = heapq.heappop(lane.heap)
             if self._clear_top(lane):
                 self._push_head(lane)
             return entry
@@ -181,7 +181,7 @@ class FairQueue:
     def _clear_top(self, lane: _Lane) -> bool:
         """Drop what is gone from the top of a lane. Whether a job is there then."""
         heap = lane.heap
-        while heap and heap[0][1].gone:
+        while heap and heap[0].gone:
             heapq.heappop(heap)
         return bool(heap)
 
@@ -226,7 +226,7 @@ class FairQueue:
         for tenant in self._tenants.values():
             tenant.heads.clear()
             for lane in tenant.lanes.values():
-                lane.heap = [item for item in lane.heap if not item[1].gone]
+                lane.heap = [entry for entry in lane.heap if not entry.gone]
                 heapq.heapify(lane.heap)
                 if lane.heap:
                     self._push_head(lane)

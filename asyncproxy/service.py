@@ -26,7 +26,7 @@ from asyncproxy.errors import (
 )
 from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.intake import Intake
-from asyncproxy.jobs import Call, Fallback, Finished, Job, fields_of
+from asyncproxy.jobs import Call, Fallback, Finished, Job, head_of
 from asyncproxy.middleware import authenticate, upstream_headers
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
@@ -280,7 +280,7 @@ class JobService:
         return Call(
             endpoint=endpoint.name,
             target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
-            fields=fields_of(sent),
+            head=head_of(sent),
             body=body,
         )
 

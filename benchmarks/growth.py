@@ -27,7 +27,7 @@ from asyncproxy.cli import loop_factory
 from asyncproxy.config import load_config
 from asyncproxy.envelope import Answer
 from asyncproxy.ids import RandomIds
-from asyncproxy.jobs import Call, Finished, Job
+from asyncproxy.jobs import Call, Finished, Job, head_of
 from asyncproxy.stores.base import Store
 from benchmarks.errors import Broken
 from benchmarks.servers import UNLIMITED, parked
@@ -143,8 +143,8 @@ class _Filled:
             self.ids.append(job.id)
 
     def _call(self) -> Call:
-        fields = tuple(text for n in range(7) for text in (f"X-Header-{n}", f"{n:036}"))
-        return Call("embeddings", "/v1/embeddings", fields, bytes(bytearray(_BODY)))
+        head = head_of((f"X-Header-{n}", f"{n:036}") for n in range(7))
+        return Call("embeddings", "/v1/embeddings", head, bytes(bytearray(_BODY)))
 
 
 # No worker claims the jobs of an upstream that is not configured, so the results can be made here.

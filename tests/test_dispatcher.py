@@ -77,7 +77,7 @@ class Rig:
 
     async def submit(self, name: str, *, credential: bytes = b"a") -> Job:
         job = Job(name, "embeddings", credential, "gateway", "m", self.now(), 60)
-        await self.store.create(job, Call("embeddings", "/v1/embeddings", (), b"{}"))
+        await self.store.create(job, Call("embeddings", "/v1/embeddings", "", b"{}"))
         return job
 
     async def status(self, name: str) -> JobStatus | None:
@@ -362,7 +362,7 @@ async def test_a_job_whose_upstream_is_gone_goes_where_its_model_is_served(make:
     rig = await make()
     for name, model in (("a", "m"), ("b", "gone")):
         job = Job(name, "embeddings", b"a", "was-once", model, rig.now(), 60)
-        await rig.store.create(job, Call("embeddings", "/v1/embeddings", (), b"{}"))
+        await rig.store.create(job, Call("embeddings", "/v1/embeddings", "", b"{}"))
         assert rig.dispatcher.retry_after_s(job) == 1
     await rig.dispatcher.tidy()
     failed = await next_event(rig)

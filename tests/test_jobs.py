@@ -13,7 +13,17 @@ import pytest
 from asyncproxy import envelope
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import IllegalTransition, UpstreamTimeout
-from asyncproxy.jobs import TERMINAL, TRANSITIONS, Call, Finished, Job, JobStatus, Lane, advance
+from asyncproxy.jobs import (
+    TERMINAL,
+    TRANSITIONS,
+    Call,
+    Finished,
+    Job,
+    JobStatus,
+    Lane,
+    advance,
+    head_of,
+)
 
 PENDING, PROCESSING = JobStatus.PENDING, JobStatus.PROCESSING
 COMPLETED, FAILED = JobStatus.COMPLETED, JobStatus.FAILED
@@ -35,7 +45,7 @@ RESULT = b'{"data":"the-body-of-the-upstream"}'
 CALL = Call(
     endpoint="embeddings",
     target=f"/v1/embeddings?key={SECRET}",
-    fields=("Authorization", f"Bearer {SECRET}", "Content-Type", "application/json"),
+    head=f"Authorization\nBearer {SECRET}\nContent-Type\napplication/json",
     body=BODY,
 )
 
@@ -157,10 +167,20 @@ def test_neither_the_request_nor_its_headers_outlive_the_job(finish: Callable[[]
     assert b"Authorization" not in kept
 
 
+@pytest.mark.parametrize("headers", [[], [("A", "")], [("A", "1"), ("a", "2: 3"), ("B", "")]])
+def test_header_fields_stay_what_they_are(headers: list[tuple[str, str]]) -> None:
+    assert msgspec.structs.replace(CALL, head=head_of(headers)).headers == headers
+
+
+@pytest.mark.parametrize("field", [("A", "1\nB"), ("A\nB", "1"), ("A", "\n")])
+def test_no_field_of_a_call_makes_another(field: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="several lines"):
+        head_of([("X", "y"), field])
+
+
 def test_sizes_count_what_a_store_has_to_keep() -> None:
     """Contents to the byte, and what the objects around them take: a thousand tiny ones are not tiny."""
-    headers = len("Authorization" + f"Bearer {SECRET}" + "Content-Type" + "application/json")
-    contents = len(BODY) + headers + len(CALL.target)
+    contents = len(BODY) + len(CALL.head) + len(CALL.target)
     assert contents + 512 < job_in().size + CALL.size < contents + 2048
     longer = msgspec.structs.replace(CALL, body=BODY + b"12345", target=CALL.target + "?a=1")
     assert longer.size == CALL.size + 9

@@ -11,7 +11,7 @@ import msgspec
 
 from asyncproxy.errors import IllegalTransition, Overloaded, TooManyJobs
 from asyncproxy.fair_queue import FairQueue, Place
-from asyncproxy.jobs import Job, JobStatus, Lane, advance
+from asyncproxy.jobs import Call, Job, JobStatus, Lane, advance
 from asyncproxy.stores.base import Limits, States
 
 __all__ = ["Ledger"]
@@ -20,6 +20,7 @@ __all__ = ["Ledger"]
 class _Entry(msgspec.Struct, gc=False):
     job: Job
     size: int
+    call: Call | None
     order: int = -1  # its place in the queue, known once it was claimed
 
 
@@ -61,6 +62,12 @@ class Ledger:
         entry = self._entries.get(job_id)
         return None if entry is None else entry.job
 
+    def call_of(self, job: Job) -> Call:
+        """The call that a live job was added with."""
+        call = self._entries[job.id].call
+        assert call is not None
+        return call
+
     def states(self) -> States:
         """How the live jobs stand."""
         return States(len(self._entries) - self._processing, self._processing)
@@ -82,9 +89,9 @@ class Ledger:
         live, most = self.bytes + size, self.limits.max_bytes
         return live <= most // 2 and live + result_bytes <= most
 
-    def add(self, job: Job, size: int) -> None:
-        """Count a job that cannot be claimed yet."""
-        self._entries[job.id] = _Entry(job, size)
+    def add(self, job: Job, size: int, call: Call | None = None) -> None:
+        """Count a job that cannot be claimed yet. ``call``: where it is not kept elsewhere."""
+        self._entries[job.id] = _Entry(job, size, call)
         self.bytes += size
         self._per_credential[job.credential] += 1
 
@@ -129,8 +136,12 @@ class Ledger:
         delay_s: float = 0.0,
         whole_lane: bool = False,
         size: int | None = None,
+        call: Call | None = None,
     ) -> Job | None:
-        """``job``, which is claimed, as it waits again. None: the claim was lost."""
+        """``job``, which is claimed, as it waits again. None: the claim was lost.
+
+        ``size`` and ``call`` are others from now on, if they are given.
+        """
         if not self.holds(job):
             return None
         entry = self._entries[job.id]
@@ -141,6 +152,8 @@ class Ledger:
         if size is not None:
             self.bytes += size - entry.size
             entry.size = size
+        if call is not None:
+            entry.call = call
         until = self._monotonic() + delay_s if delay_s else 0.0
         waiting = self._of(job.upstream)
         waiting.queue.push(job.id, job.lane, order=order, not_before=0.0 if whole_lane else until)

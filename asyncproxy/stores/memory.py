@@ -44,7 +44,6 @@ class MemoryStore:
         self.credential_keys = (secrets.token_bytes(32),)
         self._clock = clock
         self._live = Ledger(limits, monotonic=monotonic, has_room=self._has_room)
-        self._calls: dict[str, Call] = {}
         self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
@@ -80,8 +79,7 @@ class MemoryStore:
             self._expire()
             if not self._live.fits(size, self._result_bytes):
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
-        self._live.add(job, size)
-        self._calls[job.id] = call
+        self._live.add(job, size, call)
         self._live.enqueue(job)
         if alias is not None:
             self._aliases[alias.key] = (alias.fingerprint, job.id)
@@ -100,7 +98,7 @@ class MemoryStore:
 
     async def claim(self, upstream: str) -> Claim:
         job = await self._live.claim(upstream)
-        return Claim(job, self._calls[job.id])
+        return Claim(job, self._live.call_of(job))
 
     async def release(
         self,
@@ -112,11 +110,9 @@ class MemoryStore:
         call: Call | None = None,
     ) -> None:
         size = None if call is None else job.size + call.size
-        released = self._live.release(
-            job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size
+        self._live.release(
+            job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size, call=call
         )
-        if released is not None and call is not None:
-            self._calls[job.id] = call
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
@@ -124,13 +120,13 @@ class MemoryStore:
     async def finish(self, job: Job, outcome: Finished) -> bool:
         if not self._live.holds(job):
             return False
-        self._drop(job.id)
+        self._live.drop(job.id)
         self._keep(outcome)
         self._waiters.wake(outcome.id, outcome)
         return True
 
     async def delete(self, job_id: str) -> bool:
-        if self._drop(job_id):
+        if self._live.drop(job_id) is not None:
             self._waiters.wake(job_id, None)
             return True
         self._expire()
@@ -209,10 +205,3 @@ class MemoryStore:
         self._now = self._clock()
         for _, outcome in self._results.expire():
             self._result_bytes -= outcome.size
-
-    def _drop(self, job_id: str) -> bool:
-        """Forget a live job. False if there is none."""
-        if self._live.drop(job_id) is None:
-            return False
-        del self._calls[job_id]
-        return True

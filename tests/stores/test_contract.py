@@ -115,7 +115,7 @@ async def bench(request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
 
 
 def call(body: bytes = b"{}") -> Call:
-    return Call("embeddings", "/v1/embeddings", ("Authorization", "Bearer sk"), body)
+    return Call("embeddings", "/v1/embeddings", "Authorization\nBearer sk", body)
 
 
 CALL = call()

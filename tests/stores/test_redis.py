@@ -628,9 +628,8 @@ async def test_out_of_memory_is_full_and_what_is_there_goes_on(own_lab: Lab) -> 
 async def test_neither_credential_nor_text_is_on_the_disk_of_redis(own_lab: Lab) -> None:
     lab = own_lab
     a = await lab.node(seal_outcomes=True)
-    secret = Call(
-        "embeddings", "/v1/embeddings", ("Authorization", "Bearer sk-credential"), b"the input text"
-    )
+    head = "Authorization\nBearer sk-credential"
+    secret = Call("embeddings", "/v1/embeddings", head, b"the input text")
     for name in "ab":
         await a.create(job(name, clock=lab.clock), secret)
     claim = await claims(a)
