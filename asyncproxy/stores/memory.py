@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 
 import msgspec
-from cachetools import TLRUCache
 
 from asyncproxy.errors import IdempotencyKeyReused, StoreFull
 from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Usage
 from asyncproxy.stores.ledger import Ledger
+from asyncproxy.stores.results import Results
 from asyncproxy.waiters import Waiters
 
 __all__ = ["MemoryStore"]
-
-
-def _expires_at(_job_id: str, outcome: Finished, _now: float) -> float:
-    return outcome.expires_at
 
 
 class MemoryStore:
@@ -47,15 +42,8 @@ class MemoryStore:
         self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
-        # No maximum: a full cache evicts, and a result must not go before its time. What it may take
-        # is held by create() and claim(), so that it only ever expires.
-        # Its time stands still within an operation: it would expire an entry on its own otherwise,
-        # between our count and its.
-        self._now = clock()
-        self._results: TLRUCache[str, Finished] = TLRUCache(
-            math.inf, _expires_at, timer=lambda: self._now
-        )
-        self._result_bytes = 0
+        # What it may take is held by create() and claim(): a result never goes before its time.
+        self._results = Results()
 
     @property
     def limits(self) -> Limits:
@@ -75,9 +63,9 @@ class MemoryStore:
             return found
         self._live.check(job)
         size = job.size + call.size
-        if not self._live.fits(size, self._result_bytes):
+        if not self._live.fits(size, self._results.bytes):
             self._expire()
-            if not self._live.fits(size, self._result_bytes):
+            if not self._live.fits(size, self._results.bytes):
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
         self._live.add(job, size, call)
         self._live.enqueue(job)
@@ -90,11 +78,7 @@ class MemoryStore:
         job = self._live.get(job_id)
         if job is not None:
             return job
-        self._now = self._clock()
-        try:
-            return self._results[job_id]
-        except KeyError:
-            return None
+        return self._results.get(job_id, self._clock())
 
     async def claim(self, upstream: str) -> Claim:
         job = await self._live.claim(upstream)
@@ -129,12 +113,7 @@ class MemoryStore:
         if self._live.drop(job_id) is not None:
             self._waiters.wake(job_id, None)
             return True
-        self._expire()
-        outcome = self._results.pop(job_id, None)
-        if outcome is None:
-            return False
-        self._result_bytes -= outcome.size
-        return True
+        return self._results.pop(job_id, self._clock()) is not None
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         return self._live.claim_overdue(created_before)
@@ -161,7 +140,7 @@ class MemoryStore:
         return self._live.place(job)
 
     async def usage(self) -> Usage:
-        return Usage(len(self._live), len(self._results), self._live.bytes + self._result_bytes)
+        return Usage(len(self._live), len(self._results), self._live.bytes + self._results.bytes)
 
     async def states(self) -> States:
         return self._live.states()
@@ -194,14 +173,11 @@ class MemoryStore:
             del self._aliases[alias.key]  # else it is a later job's by now
 
     def _has_room(self) -> bool:
-        return self._live.bytes + self._result_bytes < self._live.limits.max_bytes
+        return self._live.bytes + self._results.bytes < self._live.limits.max_bytes
 
     def _keep(self, outcome: Finished) -> None:
-        self._expire()  # the cache would do it too, and not say what has gone
-        self._results[outcome.id] = outcome
-        self._result_bytes += outcome.size
+        self._expire()  # bit by bit: what a second of finished jobs leaves is much at once
+        self._results.keep(outcome)
 
     def _expire(self) -> None:
-        self._now = self._clock()
-        for _, outcome in self._results.expire():
-            self._result_bytes -= outcome.size
+        self._results.expire(self._clock())
