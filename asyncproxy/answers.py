@@ -6,7 +6,7 @@ from typing import Final
 
 from asyncproxy import envelope
 from asyncproxy.jobs import Finished, Job
-from asyncproxy.responses import WireResponse, json_response
+from asyncproxy.responses import JSON, WireResponse, json_response
 
 __all__ = ["REPLAYED", "error_of", "header", "own_response", "pending", "terminal"]
 
@@ -21,9 +21,8 @@ def header(name: str, value: object) -> bytes:
 
 def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:
     """The envelope of a job that has no outcome yet."""
-    return json_response(
-        status, envelope.live(job), lines=b"Retry-After: %d\r\n%b" % (retry_after_s, lines)
-    )
+    lines = b"%bRetry-After: %d\r\n%b" % (JSON, retry_after_s, lines)
+    return WireResponse(status, lines, envelope.live(job))
 
 
 def terminal(outcome: Finished, *, lines: bytes = b"") -> WireResponse:

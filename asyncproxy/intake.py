@@ -26,17 +26,26 @@ class Intake:
         self._timeout_s = timeout_s
         self._total = 0
 
+    def at_hand(self, request: web.BaseRequest) -> bytes | None:
+        """The body, if all of it came with the head, as that of a small request does.
+
+        Raises :class:`RequestTooLarge`.
+        """
+        content = request.content
+        if not content.is_eof():
+            return None
+        body = content.read_nowait()
+        if len(body) > self.max_bytes:
+            raise self._too_large()
+        return body
+
     async def read(self, request: web.BaseRequest) -> bytes:
         """The whole body.
 
         Raises :class:`RequestTooLarge` before or as soon as the limit is passed, without reading the
         rest, :class:`RequestTimeout`, or :class:`Overloaded` if too much is being read already.
         """
-        content = request.content
-        if content.is_eof():  # all of it came with the head: what a small request does
-            body = content.read_nowait()
-            if len(body) > self.max_bytes:
-                raise self._too_large()
+        if (body := self.at_hand(request)) is not None:
             return body
         if (request.content_length or 0) > self.max_bytes:
             raise self._too_large()

@@ -14,7 +14,7 @@ from http import HTTPStatus
 from time import time
 from typing import Any, Final
 
-from aiohttp import web
+from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.http import HttpVersion11
@@ -22,7 +22,7 @@ from multidict import CIMultiDict
 
 from asyncproxy.errors import ApiError
 
-__all__ = ["WireResponse", "error_response", "http_date", "json_response", "status_line"]
+__all__ = ["JSON", "WireResponse", "error_response", "http_date", "json_response", "status_line"]
 
 # A body up to this size goes out in one write with its head; a larger one is not copied, but written
 # in pieces of it, each when the one before has left.
@@ -34,6 +34,10 @@ _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {
     status: f"HTTP/1.1 {status} {reason}\r\n".encode() for status, reason in _REASONS.items()
 }
+
+
+# The header lines of JSON of ours. It is about one client and one moment, so nobody may keep it.
+JSON: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 
 
 @lru_cache(maxsize=1)
@@ -119,29 +123,30 @@ class WireResponse(web.Response):
             return await super().prepare(request)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
-        status, size = self._status, self._size
-        bodiless = status in _BODILESS
-        out: list[bytes | memoryview] = [
-            status_line(status),
-            self._lines,
-            b"" if bodiless else b"Content-Length: %d\r\n" % size,
-            http_date(int(time())),
-            b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
-        ]
-        following: Iterable[bytes | memoryview] = ()
-        if not bodiless and request.method != "HEAD":
-            body: bytes | memoryview = self._body  # type: ignore[assignment]
-            if self._pieces is not None:
-                following = self._pieces()
-            elif size <= _PIECE:
-                out.append(body)
-            else:
-                following = _in_pieces(memoryview(body))
-        writer = request.writer
+        bodiless = self._status in _BODILESS
+        head = b"".join(
+            (
+                status_line(self._status),
+                self._lines,
+                b"" if bodiless else b"Content-Length: %d\r\n" % self._size,
+                http_date(int(time())),
+                b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
+            )
+        )
         self._eof_sent = True
-        await writer.write(b"".join(out))
-        for piece in following:
-            await writer.write(piece)
+        body: bytes | memoryview = self._body  # type: ignore[assignment]
+        writer, transport = request.writer, request.transport
+        if transport is None or transport.is_closing():
+            raise ClientConnectionResetError("the client has gone")
+        writer.output_size += len(head)  # from here on no other answer can be given
+        if bodiless or request.method == "HEAD":
+            transport.write(head)
+        elif self._pieces is None and self._size <= _PIECE:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            for piece in self._pieces() if self._pieces else _in_pieces(memoryview(body)):
+                await writer.write(piece)
         await writer.drain()
         return writer
 
@@ -172,10 +177,8 @@ def _text(value: bytes) -> str:
 
 
 def json_response(status: int, body: bytes | memoryview, *, lines: bytes = b"") -> WireResponse:
-    """JSON of ours. It is about one client and one moment, so nobody may keep it."""
-    return WireResponse(
-        status, b"Content-Type: application/json\r\nCache-Control: no-store\r\n" + lines, body
-    )
+    """JSON of ours, with the header lines :data:`JSON` and ``lines``."""
+    return WireResponse(status, JSON + lines, body)
 
 
 def error_response(error: ApiError, body: bytes, *, close: bool = False) -> WireResponse:

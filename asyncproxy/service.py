@@ -107,7 +107,9 @@ class JobService:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
         try:
             caller = self.admit(request)
-            body = await self._intake.read(request)
+            body = self._intake.at_hand(request)
+            if body is None:
+                body = await self._intake.read(request)
             asked = submission.check(endpoint, request.headers["Content-Type"], body)
             alias = None
             if (key := _idempotency_key(request)) is not None:
@@ -256,7 +258,7 @@ class JobService:
             credential=caller.digest,
             upstream=self._routes.upstream_for(asked.model),
             model=asked.model,
-            created_at=round(self._clock(), 3),
+            created_at=round(self._clock() * 1000) / 1000,
             ttl_s=submission.ttl(
                 request.headers.get("x-bf-async-job-result-ttl"),
                 default_s=lifetimes.default_s,
