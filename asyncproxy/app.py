@@ -39,6 +39,7 @@ from asyncproxy.stores.base import Store
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.stores.observed import ObservedStore
 from asyncproxy.tracing import Tracer
+from asyncproxy.turns import Turns
 from asyncproxy.upstream import Upstream
 from asyncproxy.upstreams import Upstreams
 
@@ -167,7 +168,8 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     observer = Observers([LogObserver(), metrics])
     tracer = tracing.from_environment(os.environ)
     store = ObservedStore(_store(config), observer)
-    upstreams = Upstreams(settings.upstream_options(config))
+    turns = Turns()
+    upstreams = Upstreams(settings.upstream_options(config), turns)
     routes = ModelRoutes(settings.patterns(config))
     dispatcher = Dispatcher(
         store,
@@ -175,6 +177,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         deadline_s=config.jobs.deadline,
         observer=observer,
         route=routes.upstream_for,
+        turns=turns,
         tracer=tracer,
     )
     bodies = settings.bodies(config)

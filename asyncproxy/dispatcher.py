@@ -90,6 +90,7 @@ class Dispatcher:
         deadline_s: float,
         observer: Observer,
         route: Callable[[str], str],
+        turns: Turns,
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
@@ -101,7 +102,7 @@ class Dispatcher:
         self._observer = observer
         self._route = route
         self._tracer = tracer or Tracer()
-        self._turns = Turns()
+        self._turns = turns
         self._clock = clock
         self._monotonic = monotonic
         self._rng = rng or random.Random()  # noqa: S311  jitter
@@ -391,13 +392,10 @@ class Dispatcher:
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
-            heavy = len(outcome.body) >= HEAVY_BYTES
+            if outcome.size >= HEAVY_BYTES:
+                await self._turns.next()
             try:
-                if heavy:
-                    for _ in envelope.check_in_steps(outcome):
-                        await self._turns.next()
-                    await self._turns.next()  # to copy it
-                finished = envelope.finished(job, outcome, now=now, checked=heavy)
+                finished = envelope.finished(job, outcome, now=now)
             except InvalidUpstreamResponse as invalid:
                 error = invalid
         if error is not None:
@@ -417,7 +415,7 @@ class Dispatcher:
                     attempts=job.attempts + 1,
                     total_s=total_s,
                     call_s=call_s,
-                    result_bytes=len(outcome.body) if isinstance(outcome, Answer) else 0,
+                    result_bytes=outcome.size if isinstance(outcome, Answer) else 0,
                     detail=(error.detail or error.message) if error else said,
                     queued_s=total_s if queued_s is None else queued_s,
                     request_id=job.request_id or job.id,

@@ -7,7 +7,7 @@ is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -22,7 +22,6 @@ from asyncproxy.jobs import Finished, Job, JobStatus, check_step
 
 __all__ = [
     "Answer",
-    "check_in_steps",
     "error_body",
     "failed",
     "finished",
@@ -47,11 +46,25 @@ _ENCODED_PIECE: Final = 48 * 1024
 
 
 class Answer(msgspec.Struct, frozen=True, gc=False):
-    """What an upstream answered to a call: its status, raw header fields and decoded body."""
+    """What an upstream answered to a call: its status, raw header fields and decoded body.
+
+    The body is in ``pieces`` as it arrived. ``checked``: it is known to be JSON text.
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes
+    pieces: tuple[bytes, ...]
+    checked: bool = False
+
+    @property
+    def body(self) -> bytes:
+        """All of the body: another copy, where it came in several pieces."""
+        return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
+
+    @property
+    def size(self) -> int:
+        """How many bytes the body has."""
+        return sum(map(len, self.pieces))
 
     def header(self, name: bytes) -> str | None:
         """The first value of a field, or None. ``name`` is lower case."""
@@ -79,21 +92,10 @@ def live(job: Job) -> bytes:
     ).encode()
 
 
-def check_in_steps(answer: Answer) -> Iterator[None]:
-    """What :func:`finished` does first, for a large answer: see :func:`jsontext.check_in_steps`."""
-    if not 200 <= answer.status < 300 or not _has_json(answer):
-        return
-    try:
-        yield from jsontext.check_in_steps(answer.body)
-    except jsontext.InvalidText as error:
-        raise _not_json(answer, error) from None
-
-
-def finished(job: Job, answer: Answer, *, now: float, checked: bool = False) -> Finished:
+def finished(job: Job, answer: Answer, *, now: float) -> Finished:
     """The outcome of ``job``, given what its upstream answered.
 
     Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
-    ``checked``: its body is known to be.
     """
     head = response_lines(
         answer.headers,
@@ -102,14 +104,14 @@ def finished(job: Job, answer: Answer, *, now: float, checked: bool = False) -> 
     )
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
-        return _finish(job, JobStatus.FAILED, answer.status, error, now, head, answer.body)
+        return _finish(job, JobStatus.FAILED, answer.status, (error,), now, head, answer.body)
     if _has_json(answer):
-        if not checked:
+        if not answer.checked:
             _check_json(answer)
-        if answer.body:
-            return _finish(job, JobStatus.COMPLETED, answer.status, answer.body, now, head, None)
+        if answer.size:
+            return _finish(job, JobStatus.COMPLETED, answer.status, answer.pieces, now, head, None)
         # The envelope says null, /content has no body.
-        return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
+        return _finish(job, JobStatus.COMPLETED, answer.status, (b"null",), now, head, b"")
     media_type = _media_type(answer)
     if not ENDPOINTS[job.endpoint].media:
         raise InvalidUpstreamResponse(
@@ -117,7 +119,7 @@ def finished(job: Job, answer: Answer, *, now: float, checked: bool = False) -> 
             "where application/json was expected."
         )
     frame = msgspec.json.encode({"content_type": media_type, "audio": ""})
-    finished = _finish(job, JobStatus.COMPLETED, answer.status, frame, now, head, answer.body)
+    finished = _finish(job, JobStatus.COMPLETED, answer.status, (frame,), now, head, answer.body)
     middle = finished.start + len(frame) - len(b'"}')
     return msgspec.structs.replace(finished, start=middle, end=middle, encoded=True)
 
@@ -141,14 +143,14 @@ def failed(job: Job, error: ApiError, *, now: float) -> Finished:
     """The outcome of ``job`` where there is none of the upstream: our own reason."""
     body = _shaped(error.status, _parts(error), _extra_of(job))
     head = b"Content-Type: application/json\r\n"
-    return _finish(job, JobStatus.FAILED, error.status, body, now, head, None)
+    return _finish(job, JobStatus.FAILED, error.status, (body,), now, head, None)
 
 
 def _finish(
     job: Job,
     status: JobStatus,
     status_code: int,
-    spliced: bytes,
+    spliced: Iterable[bytes],
     now: float,
     head: bytes,
     content: bytes | None,
@@ -168,7 +170,7 @@ def _finish(
             f'"{key}":'.encode(),
         )
     )
-    start, end = len(prefix), len(prefix) + len(spliced)
+    whole = b"".join((prefix, *spliced, b"}"))
     return Finished(
         id=job.id,
         endpoint=job.endpoint,
@@ -176,10 +178,10 @@ def _finish(
         status=status,
         status_code=status_code,
         expires_at=expires_at,
-        envelope=b"".join((prefix, spliced, b"}")),
+        envelope=whole,
         content_head=head,
-        start=start,
-        end=end,
+        start=len(prefix),
+        end=len(whole) - 1,
         content=content,
     )
 
@@ -195,18 +197,15 @@ def _has_json(answer: Answer) -> bool:
 
 
 def _check_json(answer: Answer) -> None:
-    if not answer.body and answer.status in _BODILESS:
+    body = answer.body
+    if not body and answer.status in _BODILESS:
         return
     try:
-        jsontext.check(answer.body)
+        jsontext.check(body)
     except jsontext.InvalidText as error:
-        raise _not_json(answer, error) from None
-
-
-def _not_json(answer: Answer, error: jsontext.InvalidText) -> InvalidUpstreamResponse:
-    return InvalidUpstreamResponse(
-        f"The upstream answered {answer.status} with a body that is not JSON: {error}."
-    )
+        raise InvalidUpstreamResponse(
+            f"The upstream answered {answer.status} with a body that is not JSON: {error}."
+        ) from None
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
@@ -263,10 +262,11 @@ def message_of(answer: Answer) -> str:
 
 
 def _given_error(answer: Answer) -> _OpenAIError:
+    body = answer.body
     try:
-        return jsontext.parse(answer.body, _OPENAI_ERROR).error
+        return jsontext.parse(body, _OPENAI_ERROR).error
     except (jsontext.InvalidText, msgspec.ValidationError):
-        text = answer.body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
+        text = body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
         message = text[:_MESSAGE_LIMIT] or f"The upstream answered {answer.status} with no body."
         return _OpenAIError(message, type="upstream_error")
 

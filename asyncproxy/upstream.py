@@ -18,6 +18,7 @@ import aiohttp
 from multidict import CIMultiDict
 from yarl import URL
 
+from asyncproxy import jsontext
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import (
     CallError,
@@ -27,6 +28,7 @@ from asyncproxy.errors import (
 )
 from asyncproxy.jobs import Call
 from asyncproxy.routing import Target
+from asyncproxy.turns import HEAVY_BYTES, Turns
 
 __all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
 
@@ -38,6 +40,10 @@ _KEEPALIVE_S = 4.0
 _MAX_FIELD = 64 * 1024
 
 _READ_BUFFER = 64 * 1024
+
+# Of a large answer, in bytes: less than the transport reads at once, so that each read is followed by
+# one check, of some 0.2 ms.
+_CHECKED_AT_ONCE = 128 * 1024
 
 # A request body is handed to the transport in pieces of this size, each when the one before has left.
 _PIECE = 256 * 1024
@@ -65,9 +71,12 @@ class UpstreamOptions:
 
 
 class Upstream:
-    """One gateway: sends calls and requests to it over a pool of connections."""
+    """One gateway: sends calls and requests to it over a pool of connections.
 
-    def __init__(self, options: UpstreamOptions) -> None:
+    Large answers are checked as they arrive, in ``turns`` with all other heavy work.
+    """
+
+    def __init__(self, options: UpstreamOptions, turns: Turns) -> None:
         self.name = options.name
         self.options = options
         self.connect_s = options.connect_s
@@ -78,6 +87,7 @@ class Upstream:
         self._headers = tuple(options.headers)
         self._overridden = frozenset(name.lower() for name, _ in options.headers)
         self._max_result_bytes = options.max_result_bytes
+        self._turns = turns
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
         self._timeout = self._within(options.total_s)
         self._session: aiohttp.ClientSession
@@ -158,11 +168,13 @@ class Upstream:
             ) as response:
                 if response.status < 200:
                     raise aiohttp.ClientConnectionError(f"unexpected status {response.status}")
-                return Answer(response.status, response.raw_headers, await self._read(response))
+                pieces, checked = await self._read(response)
+                return Answer(response.status, response.raw_headers, pieces, checked)
         except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
             raise translate(error, self.name) from error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _read(self, response: aiohttp.ClientResponse) -> tuple[tuple[bytes, ...], bool]:
+        """The body as it arrives, and whether it was found to be JSON text meanwhile."""
         most = self._max_result_bytes
         if (response.content_length or 0) > most:
             response.close()
@@ -172,9 +184,10 @@ class Upstream:
             body = content.read_nowait()
             if len(body) > most:
                 raise self._too_large()
-            return body
+            return (body,), False
         pieces: list[bytes] = []
         size = 0
+        text = jsontext.Arriving(_CHECKED_AT_ONCE)
         with self.watching(response):
             while piece := await content.readany():
                 size += len(piece)
@@ -182,7 +195,13 @@ class Upstream:
                     response.close()
                     raise self._too_large()
                 pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+                if text.add(piece):
+                    await self._turns.next()
+                    text.step()
+        if size < HEAVY_BYTES:
+            return tuple(pieces), False
+        await self._turns.next()
+        return tuple(pieces), text.end()
 
     def _too_large(self) -> ResultTooLarge:
         return ResultTooLarge(

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 
+from asyncproxy.turns import Turns
 from asyncproxy.upstream import Upstream, UpstreamOptions
 
 __all__ = ["Upstreams"]
@@ -14,8 +15,9 @@ __all__ = ["Upstreams"]
 class Upstreams(Mapping[str, Upstream]):
     """Open upstreams. One whose options stay the same keeps its connections."""
 
-    def __init__(self, options: Iterable[UpstreamOptions]) -> None:
-        self._current = {one.name: Upstream(one) for one in options}
+    def __init__(self, options: Iterable[UpstreamOptions], turns: Turns) -> None:
+        self._turns = turns
+        self._current = {one.name: Upstream(one, turns) for one in options}
         self._open: dict[Upstream, AsyncExitStack] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -54,7 +56,7 @@ class Upstreams(Mapping[str, Upstream]):
                 if there is not None and there.options == one:
                     following[one.name] = there
                 else:
-                    following[one.name] = fresh = Upstream(one)
+                    following[one.name] = fresh = Upstream(one, self._turns)
                     await self._connect(fresh)
                     undo.push_async_callback(self._close, fresh)
             undo.pop_all()

@@ -134,7 +134,7 @@ class _Filled:
         other = msgspec.structs.replace(job, upstream=_ASIDE)
         await self._store.create(other, self._call())
         claim = await self._store.claim(_ASIDE)
-        answer = Answer(200, ((b"Content-Type", b"application/json"),), b'{"data":[0.123456789]}')
+        answer = Answer(200, ((b"Content-Type", b"application/json"),), (b'{"data":[0.123456789]}',))
         outcome = envelope.finished(claim.job, answer, now=round(time.time(), 3))
         outcome = msgspec.structs.replace(outcome, expires_at=time.time() + lives_s)
         if not await self._store.finish(claim.job, outcome):

@@ -19,9 +19,10 @@ from asyncproxy.jobs import Call, Finished, Job, JobStatus
 from asyncproxy.pools import Policy
 from asyncproxy.stores.base import Claim, Limits, UnreadableCall
 from asyncproxy.stores.memory import MemoryStore
+from asyncproxy.turns import Turns
 from asyncproxy.upstream import Upstream
 
-OK = Answer(200, ((b"Content-Type", b"application/json"),), b"{}")
+OK = Answer(200, ((b"Content-Type", b"application/json"),), (b"{}",))
 
 
 class Now:
@@ -110,6 +111,7 @@ async def make() -> AsyncIterator[Callable[..., Awaitable[Rig]]]:
                 deadline_s=deadline_s,
                 observer=seen,
                 route=route,
+                turns=Turns(),
                 clock=now,
                 monotonic=now,
                 rng=random.Random(1),
@@ -249,7 +251,7 @@ async def test_retry_after_is_an_estimate_from_the_queue(make: Make) -> None:
 async def test_a_paused_job_is_told_to_come_back_after_the_pause(make: Make) -> None:
     rig = await make()
     await rig.submit("a")
-    rig.upstream.answers.put_nowait(Answer(429, ((b"Retry-After", b"30"),), b""))
+    rig.upstream.answers.put_nowait(Answer(429, ((b"Retry-After", b"30"),), ()))
     async with asyncio.timeout(10):
         while await rig.status("a") is not JobStatus.PENDING or not rig.upstream.calls:
             await asyncio.sleep(0)

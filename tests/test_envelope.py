@@ -57,7 +57,7 @@ def job(
 def answer(
     body: bytes, *, status: int = 200, headers: tuple[tuple[bytes, bytes], ...] = JSON
 ) -> Answer:
-    return Answer(status, headers, body)
+    return Answer(status, headers, (body,))
 
 
 def content(outcome: Finished) -> bytes:

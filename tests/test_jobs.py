@@ -66,7 +66,7 @@ def job_in(status: JobStatus = PENDING, attempts: int = 0) -> Job:
 
 def completed() -> Finished:
     headers = ((b"Content-Type", b"application/json"), (b"Content-Length", b"35"))
-    answer = Answer(status=200, headers=headers, body=RESULT)
+    answer = Answer(status=200, headers=headers, pieces=(RESULT,))
     return envelope.finished(job_in(PROCESSING), answer, now=1_700_000_001.0)
 
 

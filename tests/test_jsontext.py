@@ -161,47 +161,73 @@ def test_the_message_says_where_and_holds_none_of_the_text() -> None:
         jsontext.check(b" \n")
 
 
-def steps(text: bytes, step_bytes: int) -> int:
-    """In how many steps ``text`` was found to be JSON."""
-    return sum(1 for _ in jsontext.check_in_steps(text, step_bytes=step_bytes))
+def arrived(text: bytes, piece_bytes: int, step_bytes: int) -> tuple[bool, int]:
+    """Whether a text that came in pieces was found to be JSON meanwhile, and in how many steps."""
+    arriving = jsontext.Arriving(step_bytes)
+    steps = 0
+    for start in range(0, len(text), piece_bytes):
+        if arriving.add(text[start : start + piece_bytes]):
+            arriving.step()
+            steps += 1
+    return arriving.end(), steps
 
 
-@given(st.one_of(PRINTED, mutated()), st.integers(1, 8))
-@settings(max_examples=1000, deadline=None)
-@example(b"[,1,2,3,4]", 1)
-@example(b'{,"a":1}', 1)
-@example(b"1,2,3,4", 1)
-@example(b"[1,2,,3,4,5]", 1)
-@example(b"[1,2,3,4,5,]", 1)
-@example(b'{"a":1,2,"b":3,"c":4}', 1)
-@example(b'["a":1,"b":2,"c":3]', 1)
-@example(b'[["a,b","[",3],{"c":"}"},4]', 2)
-@example(b"[1,2,3},4,5,6]", 1)
-def test_in_steps_it_comes_to_the_same(text: bytes, step_bytes: int) -> None:
-    refused = said = None
+@given(st.one_of(PRINTED, mutated()), st.integers(1, 9), st.integers(1, 9))
+@settings(max_examples=1500, deadline=None)
+@example(b"[,1,2,3,4]", 2, 1)
+@example(b'{,"a":1}', 2, 1)
+@example(b"1,2,3,4", 2, 1)
+@example(b"[1,2,,3,4,5]", 3, 2)
+@example(b"[1,2,3,4,5,]", 3, 2)
+@example(b'{"a":1,2,"b":3,"c":4}', 5, 2)
+@example(b'["a":1,"b":2,"c":3]', 5, 2)
+@example(b'[["a,b","[",3],{"c":"}"},4]', 4, 2)
+@example(b'{"a":"b,"":0,"c":1}', 6, 2)
+@example(b'["\\",",1,2]', 3, 2)
+@example(b"[1,2,3},4,5,6]", 3, 2)
+@example(b"[1,2,3]]", 3, 2)
+def test_what_is_found_to_be_json_as_it_arrives_is_json(
+    text: bytes, piece_bytes: int, step_bytes: int
+) -> None:
+    valid = True
     try:
         jsontext.check(text)
-    except jsontext.InvalidText as error:
-        refused = str(error)
-    try:
-        steps(text, step_bytes)
-    except jsontext.InvalidText as error:
-        said = str(error)
-    assert said == refused
+    except jsontext.InvalidText:
+        valid = False
+    found, _ = arrived(text, piece_bytes, step_bytes)
+    assert valid or not found
 
 
 @pytest.mark.parametrize(
     "value",
     [
         {"data": [{"index": n, "embedding": [0.5, -0.25, 1e-9] * 10} for n in range(100)]},
-        {"data": [{"index": n, "embedding": "AAAAPwAAgD4=" * 10} for n in range(100)]},
+        {
+            "data": [{"index": n, "embedding": "AAAAPwAAgD4=" * 10} for n in range(100)],
+            "usage": {"a": 1},
+        },
         [[n, [n]] for n in range(1000)],
     ],
 )
-def test_what_an_embeddings_api_answers_is_checked_in_small_steps(value: Any) -> None:
+def test_what_an_embeddings_api_answers_is_checked_as_it_arrives(value: Any) -> None:
     text = json.dumps(value).encode()
-    assert steps(text, 500) >= len(text) // 500 - 4
+    found, steps = arrived(text, 250, 500)
+    assert found
+    assert steps >= len(text) // 750 - 1
 
 
-def test_a_small_text_is_one_step() -> None:
-    assert steps(b"[1,2,3,4,5]", 3) == 1
+def test_a_text_without_a_comma_is_not_searched_again_and_again() -> None:
+    found, steps = arrived(b'["' + b"x" * 100_000 + b'",1,2,3]', 100, 200)
+    assert not found  # its one comma came after all steps
+    assert steps < 20
+
+
+@pytest.mark.parametrize(
+    "text", [b'["a,b,c,d,e,f,g,h"]', b'["\\"", [1,2,3,4,5,6,7,8]]', bytes(range(256))]
+)
+def test_what_cannot_be_told_in_steps_is_left_open(text: bytes) -> None:
+    assert arrived(text, 4, 8)[0] is False
+
+
+def test_a_small_text_is_left_to_the_check() -> None:
+    assert arrived(b"[1,2,3,4,5]", 3, 100) == (False, 0)

@@ -134,7 +134,7 @@ def large(size: int) -> bytes:
 
 def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Finished:
     return envelope.finished(
-        claimed, Answer(200, ((b"Content-Type", b"application/json"),), body), now=clock.now
+        claimed, Answer(200, ((b"Content-Type", b"application/json"),), (body,)), now=clock.now
     )
 
 
@@ -617,7 +617,7 @@ class Histories(RuleBasedStateMachine):
         if outcome == "completed":
             finished = completed(claimed, self.clock)
         elif outcome == "failed":
-            finished = envelope.finished(claimed, Answer(400, (), b"bad"), now=self.clock.now)
+            finished = envelope.finished(claimed, Answer(400, (), (b"bad",)), now=self.clock.now)
         else:
             finished = envelope.failed(claimed, DeadlineExceeded("late"), now=self.clock.now)
         assert self.run(self.store.finish(claimed, finished))
