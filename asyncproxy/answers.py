@@ -28,13 +28,17 @@ def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b
 def terminal(outcome: Finished, *, lines: bytes = b"") -> WireResponse:
     """The envelope of an outcome, as it was built when the job ended."""
     response = json_response(200, outcome.envelope, lines=lines)
-    if outcome.encoded:
+    if outcome.encoded or outcome.pieces:
         response.stream(envelope.size(outcome), lambda: envelope.pieces(outcome))
     return response
 
 
 def own_response(outcome: Finished) -> WireResponse:
     """The upstream's own response: its status, end-to-end headers and bytes."""
+    if outcome.pieces:
+        response = WireResponse(outcome.status_code, outcome.content_head, b"")
+        response.stream(sum(map(len, outcome.pieces)), lambda: outcome.pieces)
+        return response
     spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
     body = spliced if outcome.content is None else outcome.content
     return WireResponse(outcome.status_code, outcome.content_head, body)

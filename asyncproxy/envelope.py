@@ -7,7 +7,7 @@ is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
 from __future__ import annotations
 
 from binascii import b2a_base64
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -40,6 +40,10 @@ _BODILESS: Final = frozenset({204, 205})
 
 # Header fields of an answer that /content writes itself, or that are not true of the decoded body.
 _NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
+
+# A result of this size is not copied into its envelope, but kept as it came, if that is not in crumbs.
+_LARGE: Final = 256 * 1024
+_SMALLEST_PIECE: Final = 32 * 1024
 
 # Encoded at once; a multiple of 3, so that the pieces join.
 _ENCODED_PIECE: Final = 48 * 1024
@@ -106,12 +110,15 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
         error = _upstream_error(job, answer)
         return _finish(job, JobStatus.FAILED, answer.status, (error,), now, head, answer.body)
     if _has_json(answer):
-        if not answer.checked:
-            _check_json(answer)
-        if answer.size:
-            return _finish(job, JobStatus.COMPLETED, answer.status, answer.pieces, now, head, None)
-        # The envelope says null, /content has no body.
-        return _finish(job, JobStatus.COMPLETED, answer.status, (b"null",), now, head, b"")
+        pieces = answer.pieces if answer.checked else (_checked_json(answer),)
+        large = answer.size >= _LARGE
+        if large and answer.size < len(pieces) * _SMALLEST_PIECE:
+            pieces = (b"".join(pieces),)
+        # Without a body the envelope says null, and /content has none.
+        spliced, content = (pieces, None) if answer.size else ((b"null",), b"")
+        return _finish(
+            job, JobStatus.COMPLETED, answer.status, spliced, now, head, content, large=large
+        )
     media_type = _media_type(answer)
     if not ENDPOINTS[job.endpoint].media:
         raise InvalidUpstreamResponse(
@@ -125,9 +132,10 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
 
 
 def pieces(outcome: Finished) -> Iterator[bytes]:
-    """The envelope of an ``encoded`` outcome: its content is encoded as it is written."""
-    content = outcome.content or b""
+    """The whole envelope of an outcome. What is ``encoded`` is so as it is written."""
+    content = outcome.content if outcome.encoded and outcome.content else b""
     yield outcome.envelope[: outcome.start]
+    yield from outcome.pieces
     for start in range(0, len(content), _ENCODED_PIECE):
         yield b2a_base64(content[start : start + _ENCODED_PIECE], newline=False)
     yield outcome.envelope[outcome.start :]
@@ -136,7 +144,7 @@ def pieces(outcome: Finished) -> Iterator[bytes]:
 def size(outcome: Finished) -> int:
     """How many bytes the envelope of an outcome has."""
     encoded = 4 * ((len(outcome.content or b"") + 2) // 3) if outcome.encoded else 0
-    return len(outcome.envelope) + encoded
+    return len(outcome.envelope) + encoded + sum(map(len, outcome.pieces))
 
 
 def failed(job: Job, error: ApiError, *, now: float) -> Finished:
@@ -150,10 +158,12 @@ def _finish(
     job: Job,
     status: JobStatus,
     status_code: int,
-    spliced: Iterable[bytes],
+    spliced: tuple[bytes, ...],
     now: float,
     head: bytes,
     content: bytes | None,
+    *,
+    large: bool = False,
 ) -> Finished:
     check_step(job, status)
     expires_at = now + job.ttl_s
@@ -170,7 +180,7 @@ def _finish(
             f'"{key}":'.encode(),
         )
     )
-    whole = b"".join((prefix, *spliced, b"}"))
+    whole = prefix + b"}" if large else b"".join((prefix, *spliced, b"}"))
     return Finished(
         id=job.id,
         endpoint=job.endpoint,
@@ -183,6 +193,7 @@ def _finish(
         start=len(prefix),
         end=len(whole) - 1,
         content=content,
+        pieces=spliced if large else (),
     )
 
 
@@ -196,16 +207,18 @@ def _has_json(answer: Answer) -> bool:
     return answer.status in _BODILESS or subtype == "json" or subtype.endswith("+json")
 
 
-def _check_json(answer: Answer) -> None:
+def _checked_json(answer: Answer) -> bytes:
+    """The body of an answer that has to be JSON."""
     body = answer.body
     if not body and answer.status in _BODILESS:
-        return
+        return body
     try:
         jsontext.check(body)
     except jsontext.InvalidText as error:
         raise InvalidUpstreamResponse(
             f"The upstream answered {answer.status} with a body that is not JSON: {error}."
         ) from None
+    return body
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:

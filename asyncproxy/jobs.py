@@ -170,8 +170,9 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     ``envelope`` is the whole body that a poll answers with. The bytes of ``/content`` are
     ``envelope[start:end]``, or ``content`` where the envelope does not hold them: an upstream's error
     is reshaped there, and bytes that are not JSON are kept as they are. Of these (``encoded``) the
-    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. ``content_head`` holds
-    the header lines that go with the content, each with its CRLF.
+    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. A large result is not
+    copied into its envelope either: it is in ``pieces``, as it came, and they belong at ``start``.
+    ``content_head`` holds the header lines that go with the content, each with its CRLF.
     """
 
     id: str
@@ -186,6 +187,7 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     end: int = 0
     content: bytes | None = None
     encoded: bool = False
+    pieces: tuple[bytes, ...] = ()
 
     def __repr__(self) -> str:
         return f"Finished({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
@@ -194,7 +196,7 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Bytes that a store has to keep for it."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
-        return contents + _PER_RECORD
+        return contents + sum(map(len, self.pieces)) + _PER_RECORD
 
 
 def _text_size(text: str) -> int:

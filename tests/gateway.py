@@ -71,6 +71,23 @@ def answer(
     return behave
 
 
+def chunked(data: bytes, size: int) -> Behaviour:
+    """Answer with JSON in chunks of so many bytes."""
+
+    async def behave(_request: Received, writer: asyncio.StreamWriter) -> None:
+        head = (
+            b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+        )
+        writer.write(head)
+        for start in range(0, len(data), size):
+            chunk = data[start : start + size]
+            writer.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+            await writer.drain()
+        writer.write(b"0\r\n\r\n")
+
+    return behave
+
+
 def raw(data: bytes, *, close: bool = True) -> Behaviour:
     """Write bytes, and close the connection unless told otherwise."""
 

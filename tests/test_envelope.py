@@ -273,6 +273,27 @@ def test_the_size_of_an_envelope_that_is_not_encoded_is_its_own() -> None:
     assert envelope.size(outcome) == len(outcome.envelope)
 
 
+@pytest.mark.parametrize(
+    ("count", "checked", "kept"), [(1, True, 1), (3, True, 3), (3, False, 1), (4000, True, 1)]
+)
+def test_a_large_result_is_not_copied_into_its_envelope(
+    count: int, *, checked: bool, kept: int
+) -> None:
+    """Nor are many small pieces kept: they are put together."""
+    body = b'["' + b"x" * 400_000 + b'"]'
+    step = -(-len(body) // count)
+    pieces = tuple(body[start : start + step] for start in range(0, len(body), step))
+    outcome = envelope.finished(job(), Answer(200, JSON, pieces, checked), now=NOW)
+    written = b"".join(envelope.pieces(outcome))
+    assert written.endswith(b'"status_code":200,"result":' + body + b"}")
+    assert json.loads(written)["status"] == "completed"
+    assert envelope.size(outcome) == len(written)
+    assert len(outcome.envelope) < 1000
+    assert b"".join(outcome.pieces) == body
+    assert len(outcome.pieces) == kept
+    assert len(written) < outcome.size < len(written) + 2000
+
+
 def test_a_type_with_quotes_does_not_break_the_envelope() -> None:
     headers = ((b"Content-Type", b'audio/"x\\y\xe9"'),)
     outcome = envelope.finished(job(endpoint="audio/speech"), answer(b"abc", headers=headers), now=NOW)

@@ -151,6 +151,7 @@ def test_an_outcome_has_no_field_for_a_request_body_or_a_credential() -> None:
         "end",
         "content",
         "encoded",
+        "pieces",
     }
     assert not hasattr(completed(), "__dict__")
 

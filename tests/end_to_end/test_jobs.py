@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 import uuid
 from datetime import datetime, timedelta
@@ -12,7 +13,7 @@ import pytest
 
 from asyncproxy.endpoints import ENDPOINTS
 from tests.conftest import EMBED, Client, Start
-from tests.gateway import Gateway, Received, answer, hang, in_turn, raw
+from tests.gateway import Gateway, Received, answer, chunked, hang, in_turn, raw
 
 ALICE = {"Authorization": "Bearer sk-alice"}
 BOB = {"Authorization": "Bearer sk-bob"}
@@ -132,6 +133,54 @@ async def test_a_compressed_result_is_kept_decoded(proxy: Client, gateway: Gatew
     content = await proxy.get(path + "/content")
     assert content.body == b'{"a":1}'
     assert "Content-Encoding" not in content.headers
+
+
+def _embeddings(texts: int) -> bytes:
+    """An answer of some 11 KB for each text."""
+    vectors = [{"index": i, "embedding": [i + 0.123456789] * 1000} for i in range(texts)]
+    return json.dumps({"object": "list", "data": vectors, "usage": {"total_tokens": 1}}).encode()
+
+
+LARGE = [
+    _embeddings(100),
+    json.dumps({"choices": [{"message": {"content": '"a, \\ b", ' * 50_000}}]}).encode(),
+    json.dumps([{"é": "ü, " * 100}] * 2000, ensure_ascii=False).encode(),
+]
+
+
+@pytest.mark.parametrize("body", LARGE, ids=["numbers", "escapes", "utf-8"])
+@pytest.mark.parametrize("size", [None, 1000, 100_000], ids=["at once", "in crumbs", "in chunks"])
+async def test_a_large_result_is_the_upstream_s_to_the_byte(
+    proxy: Client, gateway: Gateway, body: bytes, size: int | None
+) -> None:
+    gateway.behaviour = answer(body) if size is None else chunked(body, size)
+    path = await proxy.submit()
+    await proxy.outcome(path)
+    poll, content = await proxy.get(path), await proxy.get(path + "/content")
+    assert content.body == body
+    assert b'"result":' + body + b"}" == poll.body[poll.body.index(b'"result":') :]
+    assert poll.json()["status"] == "completed"
+    for suffix, whole in (("", poll), ("/content", content)):
+        head = await proxy.request("HEAD", path + suffix)
+        assert (head.status, head.body) == (200, b"")
+        assert int(head.headers["Content-Length"]) == len(whole.body)
+
+
+@pytest.mark.parametrize("size", [None, 100_000], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("at", [0.01, 0.5, 0.999])
+async def test_a_large_answer_that_is_not_json_is_a_failure_that_says_where(
+    proxy: Client, gateway: Gateway, at: float, size: int | None
+) -> None:
+    body = bytearray(LARGE[0])
+    broken = body.index(b",", int(at * len(body)))
+    body[broken : broken + 1] = b"]"
+    gateway.behaviour = answer(bytes(body)) if size is None else chunked(bytes(body), size)
+    done = await proxy.outcome(await proxy.submit())
+    assert (done["status"], done["status_code"]) == ("failed", 502)
+    error = done["error"]["error"]
+    assert error["code"] == "invalid_upstream_response"
+    position = int(re.search(r"byte ([0-9]+)", error["message"])[1])  # type: ignore[index]
+    assert abs(position - broken) < 10
 
 
 async def test_an_empty_success_is_null(proxy: Client, gateway: Gateway) -> None:
