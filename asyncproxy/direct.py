@@ -27,6 +27,8 @@ DIRECTORY: Final[web.AppKey[Directory]] = web.AppKey("asyncproxy.directory")
 class _Request(web.BaseRequest):
     """A request whose handler is known."""
 
+    ATTRS = web.BaseRequest.ATTRS | {"handler"}
+
     handler: Handler
 
 

@@ -53,8 +53,8 @@ TRANSITIONS: Final = {
 
 
 # Bytes of memory beside the contents, measured: of a job or result, with its places in the store's
-# tables, and of a header field or another text.
-_PER_RECORD: Final = 768
+# tables, and of another text.
+_PER_RECORD: Final = 832
 _PER_TEXT: Final = 128
 
 
