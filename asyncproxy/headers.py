@@ -52,7 +52,8 @@ OURS: Final = frozenset(
 # Headers of an upstream's answer that are kept for /content, in bytes (the contract, section 3).
 CONTENT_LIMIT: Final = 16 * 1024
 
-# Heads up to this size are remembered, by the names of their fields: it bounds what that takes.
+# Heads up to this size are remembered, by the names of their fields, unless Connection names others:
+# it bounds what that takes.
 _FEW_FIELDS: Final = 64
 _SHORT_NAMES: Final = 2048
 
@@ -102,12 +103,13 @@ def request_headers(
     names: tuple[str, ...]
     values: tuple[str, ...]
     names, values = zip(*items, strict=True) if items else ((), ())
-    few = len(names) <= _FEW_FIELDS and len("".join(names)) <= _SHORT_NAMES
-    plan = _plan if few else _plan.__wrapped__
-    pick, present = plan(names, hop_by_hop(connection), without)
+    by_hop = hop_by_hop(connection)
+    usual = by_hop is HOP_BY_HOP and len(names) <= _FEW_FIELDS and len("".join(names)) <= _SHORT_NAMES
+    plan = _plan if usual else _plan.__wrapped__
+    pick, present = plan(names, by_hop, without)
     headers: Pairs = [*pick(items)]
     if not "".join(values).isascii():
-        for name, value in headers:
+        for name, value in [*headers, ("Host", host)]:
             if _SURROGATE.search(value):
                 raise InvalidRequest(f"The header {name} is not UTF-8.")
     if peer:

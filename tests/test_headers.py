@@ -148,6 +148,20 @@ def test_a_field_that_stays_behind_may_be_anything() -> None:
     assert request_headers([("Keep-Alive", "\udcff")], connection=[]) == []
 
 
+@pytest.mark.parametrize("head", [["Connection"], [f"X-{n}" for n in range(200)], ["X-" + "x" * 4000]])
+def test_what_a_client_can_make_large_is_not_remembered(head: list[str]) -> None:
+    before = headers._plan.cache_info().currsize
+    items = [(name, "close, x-one") for name in head]
+    connection = [value for name, value in items if name == "Connection"]
+    request_headers(items, connection=connection)
+    assert headers._plan.cache_info().currsize == before
+
+
+def test_a_host_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="Host"):
+        added(("Host", "\udcff"), host="\udcff")
+
+
 def test_what_the_next_hop_should_know_is_added() -> None:
     assert added(("Accept", "x")) == [
         ("Accept", "x"),

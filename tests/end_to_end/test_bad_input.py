@@ -337,3 +337,13 @@ async def test_a_coding_that_is_not_understood(proxy: Client, gateway: Gateway) 
     )
     assert answer_bytes.startswith(b"HTTP/1.1 400 ")
     assert gateway.received == []
+
+
+async def test_a_host_that_is_not_utf_8_is_refused(proxy: Client) -> None:
+    body = json.dumps(EMBED).encode()
+    answer = await proxy.raw(
+        b"POST %b HTTP/1.1\r\nHost: \xff\r\nConnection: close\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (SUBMIT.encode(), len(body), body)
+    )
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"Host is not UTF-8" in answer
