@@ -54,19 +54,29 @@ class Results:
 
     def expire(self, now: float) -> None:
         """Forget what has expired."""
-        ripe, outcomes = self._ripe, self._outcomes
-        while self._seconds and self._seconds[0] <= now:
-            bucket = self._buckets.pop(heapq.heappop(self._seconds))
-            there = [job_id for job_id in bucket if job_id in outcomes]
-            self._stale -= len(bucket) - len(there)
-            ripe += [(outcomes[job_id].expires_at, job_id) for job_id in there]
-            ripe.sort(reverse=True)
-        while ripe and ripe[-1][0] <= now:
-            _, job_id = ripe.pop()
-            if job_id in outcomes:
-                self._forget(outcomes[job_id])
+        seconds, ripe = self._seconds, self._ripe
+        while seconds and seconds[0] <= now:
+            second = heapq.heappop(seconds)
+            bucket = self._buckets.pop(second)
+            if second + 1 <= now:  # all of it is overdue
+                for job_id in bucket:
+                    self._let_go(job_id)
             else:
-                self._stale -= 1
+                outcomes = self._outcomes
+                there = [job_id for job_id in bucket if job_id in outcomes]
+                self._stale -= len(bucket) - len(there)
+                ripe += [(outcomes[job_id].expires_at, job_id) for job_id in there]
+                ripe.sort(reverse=True)
+        while ripe and ripe[-1][0] <= now:
+            self._let_go(ripe.pop()[1])
+
+    def _let_go(self, job_id: str) -> None:
+        """Forget an outcome whose time has come, if it is here."""
+        outcome = self._outcomes.get(job_id)
+        if outcome is None:
+            self._stale -= 1
+        else:
+            self._forget(outcome)
 
     def _forget(self, outcome: Finished) -> None:
         del self._outcomes[outcome.id]

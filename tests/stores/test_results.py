@@ -66,6 +66,18 @@ def test_a_result_that_is_kept_for_its_own_second_expires_in_it() -> None:
     assert "late" not in results
 
 
+def test_after_a_long_sleep_all_that_is_overdue_goes_and_nothing_else() -> None:
+    results = Results()
+    for n in range(5000):
+        results.keep(outcome(str(n), START + n * 7919 % 5000 + 0.5))
+    results.expire(START + 4000.7)
+    assert len(results) == places(results) == 999
+    assert all(
+        int(job_id) * 7919 % 5000 > 4000 for job_id in map(str, range(5000)) if job_id in results
+    )
+    assert results._ripe == []
+
+
 def test_what_left_before_its_time_does_not_add_up() -> None:
     """A client that deletes each result: a day's lifetime must not mean a day's ids."""
     results = Results()
