@@ -23,6 +23,11 @@ _HIGH, _LOW, _HEX = rb"\\u[dD][89abAB]", rb"\\u[dD][c-fC-F]", rb"[0-9a-fA-F]{2}"
 _HALF_A_PAIR: Final = re.compile(
     rb"%b%b(?!%b)|(?<!%b%b)%b%b" % (_HIGH, _HEX, _LOW, _HIGH, _HEX.replace(b"{2}", b"") * 2, _LOW, _HEX)
 )
+# The start of an escape that is not the second one of a pair.
+_BETWEEN_PAIRS: Final = re.compile(
+    rb"(?<!%b%b)\\|(?!%b)\\" % (_HIGH, _HEX.replace(b"{2}", b"") * 2, _LOW)
+)
+_WINDOW: Final = 64 * 1024
 
 
 class InvalidText(ValueError):
@@ -60,17 +65,18 @@ class Arriving:
 
     def step(self) -> None:
         """Check what is there, up to its last comma."""
-        last = self._rest.pop()
-        end = last.rfind(b",")
-        if end < 0:  # not before there is twice as much is one looked for again
-            self._rest = [b"".join((*self._rest, last))]
-            self._due = 2 * self._size
-            return
-        piece = b"".join((*self._rest, memoryview(last)[:end]))
-        self._opened, self._sure = self._after(piece)
-        self._rest = [last[end + 1 :]] if self._sure else []
-        self._size = sum(map(len, self._rest))
-        self._due = self._step_bytes
+        rest = self._rest
+        for number in reversed(range(len(rest))):
+            end = rest[number].rfind(b",")
+            if end >= 0:
+                last = rest[number]
+                piece = b"".join((*rest[:number], memoryview(last)[:end]))
+                self._opened, self._sure = self._after(piece)
+                self._rest = [last[end + 1 :], *rest[number + 1 :]] if self._sure else []
+                self._size = sum(map(len, self._rest))
+                break
+        # Not before there is twice as much is what is left searched again.
+        self._due = max(self._step_bytes, 2 * self._size)
 
     def end(self) -> bool:
         """Whether all of it is known to be JSON text. False: there was no step, or one left it open."""
@@ -170,7 +176,15 @@ def without_half_pairs(text: bytes) -> bytes:
         return text  # no JSON text holds that character
     # Escaped backslashes are hidden meanwhile: what follows one is no escape.
     hidden = text.replace(b"\\\\", b"\x01\x01")
-    return _HALF_A_PAIR.sub(rb"\\ufffd", hidden).replace(b"\x01\x01", b"\\\\")
+    # A window at a time: what the engine finds in one is small.
+    replaced: list[bytes] = []
+    start = 0
+    while start < len(hidden):
+        between = _BETWEEN_PAIRS.search(hidden, start + _WINDOW)
+        end = len(hidden) if between is None else between.start()
+        replaced.append(_HALF_A_PAIR.sub(rb"\\ufffd", hidden[start:end]))
+        start = end
+    return b"".join(replaced).replace(b"\x01\x01", b"\\\\")
 
 
 def _decode(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:

@@ -136,6 +136,18 @@ def test_an_escaped_backslash_before_half_a_pair_is_no_escape() -> None:
     assert jsontext.parse(b'["\\\\ud83d","\\ud83d"]', ANY) == ["\\ud83d", "\ufffd"]
 
 
+ESCAPES = [b"\\ud83d", b"\\ude00", b"\\uD8", b"\\\\", b"\\n", b"\\u0041", b"d83d", b"a", b'"', b"\\"]
+
+
+@given(st.lists(st.sampled_from(ESCAPES), max_size=14).map(b"".join), st.integers(1, 9))
+@settings(max_examples=1000, deadline=None)
+def test_half_a_pair_is_found_wherever_the_windows_end(text: bytes, window: int) -> None:
+    whole = jsontext.without_half_pairs(text)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsontext, "_WINDOW", window)
+        assert jsontext.without_half_pairs(text) == whole
+
+
 def test_text_of_another_type_than_the_decoder_s_is_told_from_text_that_is_not_json() -> None:
     with pytest.raises(msgspec.ValidationError):
         jsontext.parse(b'["a"]', NUMBER)
@@ -214,6 +226,13 @@ def test_what_an_embeddings_api_answers_is_checked_as_it_arrives(value: Any) -> 
     found, steps = arrived(text, 250, 500)
     assert found
     assert steps >= len(text) // 750 - 1
+
+
+def test_strings_larger_than_a_piece_do_not_keep_it_from_being_checked() -> None:
+    text = json.dumps(["x" * 900] * 50).encode()
+    found, steps = arrived(text, 250, 500)
+    assert found
+    assert steps > 10
 
 
 def test_a_text_without_a_comma_is_not_searched_again_and_again() -> None:
