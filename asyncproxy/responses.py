@@ -26,7 +26,7 @@ __all__ = ["JSON", "WireResponse", "error_response", "http_date", "json_response
 
 # A body up to this size goes out in one write with its head; a larger one is not copied, but written
 # in pieces of it, each when the one before has left.
-_PIECE: Final = 128 * 1024
+_PIECE: Final = 256 * 1024
 
 _BODILESS: Final = frozenset({204, 304})
 
@@ -139,14 +139,16 @@ class WireResponse(web.Response):
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has gone")
         writer.output_size += len(head)  # from here on no other answer can be given
+        pieces = (body,) if self._pieces is None else self._pieces()
         if bodiless or request.method == "HEAD":
             transport.write(head)
-        elif self._pieces is None and self._size <= _PIECE:
-            transport.write(head + body)
+        elif self._size <= _PIECE:
+            transport.write(b"".join((head, *pieces)))
         else:
             transport.write(head)
-            for piece in self._pieces() if self._pieces else _in_pieces(memoryview(body)):
-                await writer.write(piece)
+            for piece in pieces:
+                for part in _parts(piece):
+                    await writer.write(part)
         await writer.drain()
         return writer
 
@@ -164,9 +166,13 @@ class WireResponse(web.Response):
         return False
 
 
-def _in_pieces(body: memoryview) -> Iterator[memoryview]:
-    for start in range(0, len(body), _PIECE):
-        yield body[start : start + _PIECE]
+def _parts(piece: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    if len(piece) <= _PIECE:
+        yield piece
+        return
+    view = memoryview(piece)
+    for start in range(0, len(view), _PIECE):
+        yield view[start : start + _PIECE]
 
 
 def _text(value: bytes) -> str:
