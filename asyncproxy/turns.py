@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
+from time import monotonic
 from typing import Final
 
 __all__ = ["HEAVY_BYTES", "Turns"]
@@ -13,6 +15,10 @@ HEAVY_BYTES: Final = 256 * 1024
 
 # So many rounds of the loop a request takes: it is read, its handler begins, its handler is done.
 _ROUNDS_BETWEEN: Final = 3
+
+# As much time for other things is enough between two turns: when there is so much to do that rounds are
+# long, heavy work gets its share too.
+_ENOUGH_S: Final = 0.002
 
 
 class Turns:
@@ -37,9 +43,11 @@ class Turns:
             self._taken = True
             loop.call_soon(self._pass, loop, _ROUNDS_BETWEEN)
 
-    def _pass(self, loop: asyncio.AbstractEventLoop, rounds: int) -> None:
-        if rounds:
-            loop.call_soon(self._pass, loop, rounds - 1)
+    def _pass(self, loop: asyncio.AbstractEventLoop, rounds: int, enough_at: float = math.inf) -> None:
+        now = monotonic()
+        if rounds and now < enough_at:
+            enough_at = min(enough_at, now + _ENOUGH_S)  # from the first call on: the turn is over then
+            loop.call_soon(self._pass, loop, rounds - 1, enough_at)
             return
         while self._waiting:
             turn = self._waiting.popleft()

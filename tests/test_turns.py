@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from asyncproxy.turns import Turns
 
 
@@ -43,6 +45,27 @@ async def test_turns_are_given_in_order_with_rounds_of_the_loop_between() -> Non
         ended.index("light") <= ended.index("b") + 1
     )  # beside three pieces it has waited for one or two
     assert [name for name in ended if name != "light"] == ["a", "b", "c"]
+
+
+async def test_rounds_that_are_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever keeps the loop busy with small things would stop the large ones."""
+    now = 100.0
+    monkeypatch.setattr("asyncproxy.turns.monotonic", lambda: now)
+
+    async def rounds_between(round_s: float) -> int:
+        nonlocal now
+        turns = Turns()
+        await turns.next()
+        second = asyncio.create_task(turns.next())
+        for number in range(20):
+            if second.done():
+                return number
+            await asyncio.sleep(0)
+            now += round_s
+        raise AssertionError("it never came")
+
+    assert await rounds_between(0.0005) >= 3
+    assert await rounds_between(0.003) < await rounds_between(0)
 
 
 async def test_who_leaves_the_line_holds_nobody_up() -> None:
