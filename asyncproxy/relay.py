@@ -135,8 +135,11 @@ class Relay:
         response = answers.own_response(outcome)
         # Written here and not by the server, to know that the client was there to take it: if it was
         # not, its retry is to find this result.
-        await response.prepare(request)
-        await response.write_eof()
+        try:
+            await response.prepare(request)
+            await response.write_eof()
+        except ConnectionError:
+            return response
         transport = request.transport
         if transport is not None and not transport.is_closing():
             await self._service.delivered(outcome, keep_s)

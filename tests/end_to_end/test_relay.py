@@ -6,9 +6,12 @@ import asyncio
 import json
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
+from aiohttp import web
 
+from asyncproxy.responses import WireResponse
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_openai_client import sdk_embeddings
 from tests.gateway import Gateway, Received, answer, hang
@@ -91,6 +94,27 @@ async def test_a_lost_connection_costs_nothing_upstream(start: Start, gateway: G
     assert len(gateway.received) == 1
     assert (await proxy.post(RELAY)).json() == {"ok": 1}  # that one was delivered: this is a new call
     assert len(gateway.received) == 2
+
+
+async def test_a_client_that_leaves_in_the_middle_of_its_answer_is_no_error_of_ours(
+    start: Start, gateway: Gateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proxy = await start()
+    gateway.behaviour = answer({"ok": 1})
+    prepare = WireResponse.prepare
+
+    async def break_off(self: WireResponse, request: web.BaseRequest) -> Any:
+        monkeypatch.setattr(WireResponse, "prepare", prepare)
+        assert request.transport is not None
+        request.transport.abort()  # and the next write finds it closed
+        return await prepare(self, request)
+
+    monkeypatch.setattr(WireResponse, "prepare", break_off)
+    with pytest.raises(aiohttp.ClientError):
+        await proxy.post(RELAY)
+    assert (await proxy.post(RELAY)).json() == {"ok": 1}
+    assert len(gateway.received) == 1, "its retry has the same call's answer"
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 async def test_two_who_wait_for_one_job_both_get_it(proxy: Client, gateway: Gateway) -> None:
