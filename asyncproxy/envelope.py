@@ -42,7 +42,7 @@ _BODILESS: Final = frozenset({204, 205})
 _NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
 
 # A result of this size is not copied into its envelope, but kept as it came, if that is not in crumbs.
-_LARGE: Final = 256 * 1024
+_KEPT_APART: Final = 256 * 1024
 _SMALLEST_PIECE: Final = 32 * 1024
 
 # Encoded at once; a multiple of 3, so that the pieces join.
@@ -111,13 +111,13 @@ def finished(job: Job, answer: Answer, *, now: float) -> Finished:
         return _finish(job, JobStatus.FAILED, answer.status, (error,), now, head, answer.body)
     if _has_json(answer):
         pieces = answer.pieces if answer.checked else (_checked_json(answer),)
-        large = answer.size >= _LARGE
-        if large and answer.size < len(pieces) * _SMALLEST_PIECE:
+        if len(pieces) > 1 and answer.size < len(pieces) * _SMALLEST_PIECE:
             pieces = (b"".join(pieces),)
         # Without a body the envelope says null, and /content has none.
         spliced, content = (pieces, None) if answer.size else ((b"null",), b"")
+        apart = answer.size >= _KEPT_APART
         return _finish(
-            job, JobStatus.COMPLETED, answer.status, spliced, now, head, content, large=large
+            job, JobStatus.COMPLETED, answer.status, spliced, now, head, content, apart=apart
         )
     media_type = _media_type(answer)
     if not ENDPOINTS[job.endpoint].media:
@@ -163,7 +163,7 @@ def _finish(
     head: bytes,
     content: bytes | None,
     *,
-    large: bool = False,
+    apart: bool = False,
 ) -> Finished:
     check_step(job, status)
     expires_at = now + job.ttl_s
@@ -180,7 +180,7 @@ def _finish(
             f'"{key}":'.encode(),
         )
     )
-    whole = prefix + b"}" if large else b"".join((prefix, *spliced, b"}"))
+    whole = prefix + b"}" if apart else b"".join((prefix, *spliced, b"}"))
     return Finished(
         id=job.id,
         endpoint=job.endpoint,
@@ -193,7 +193,7 @@ def _finish(
         start=len(prefix),
         end=len(whole) - 1,
         content=content,
-        pieces=spliced if large else (),
+        pieces=spliced if apart else (),
     )
 
 

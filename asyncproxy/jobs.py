@@ -170,8 +170,8 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
     ``envelope`` is the whole body that a poll answers with. The bytes of ``/content`` are
     ``envelope[start:end]``, or ``content`` where the envelope does not hold them: an upstream's error
     is reshaped there, and bytes that are not JSON are kept as they are. Of these (``encoded``) the
-    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. A large result is not
-    copied into its envelope either: it is in ``pieces``, as it came, and they belong at ``start``.
+    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. Nor is a large result
+    copied into it: it is in ``pieces``, as it came, which belong at ``start`` too.
     ``content_head`` holds the header lines that go with the content, each with its CRLF.
     """
 

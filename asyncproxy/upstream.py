@@ -187,7 +187,7 @@ class Upstream:
             return (body,), False
         pieces: list[bytes] = []
         size = 0
-        text = jsontext.Arriving(128 * 1024)
+        text = jsontext.Arriving(_CHECKED_AT_ONCE)
         with self.watching(response):
             while piece := await content.readany():
                 size += len(piece)
