@@ -185,6 +185,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         max_bytes=bodies.max_bytes,
         max_total_bytes=bodies.max_total_bytes,
         timeout_s=config.client_timeout,
+        turns=turns,
     )
     keys = KeyRing(settings.auth_keys(config), store.credential_keys[0])
     new_id = RandomIds()

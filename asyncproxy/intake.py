@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from asyncproxy.errors import ApiError, InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
+from asyncproxy.turns import HEAVY_BYTES, Turns
 
 __all__ = ["Intake", "expect_nothing"]
 
@@ -17,13 +18,15 @@ class Intake:
     """Bounds what request bodies cost.
 
     ``max_bytes`` is the limit of one body, ``max_total_bytes`` that of all which are being read,
-    ``timeout_s`` the longest silence between two pieces.
+    ``timeout_s`` the longest silence between two pieces. Large ones come in ``turns``: whoever gets one
+    checks it next.
     """
 
-    def __init__(self, *, max_bytes: int, max_total_bytes: int, timeout_s: float) -> None:
+    def __init__(self, *, max_bytes: int, max_total_bytes: int, timeout_s: float, turns: Turns) -> None:
         self.max_bytes = max_bytes
         self.max_total_bytes = max_total_bytes
         self._timeout_s = timeout_s
+        self._turns = turns
         self._total = 0
 
     def at_hand(self, request: web.BaseRequest) -> bytes | None:
@@ -62,6 +65,8 @@ class Intake:
                     error.close = True
                     raise error
                 pieces.append(piece)
+            if size >= HEAVY_BYTES:
+                await self._turns.next()
         finally:
             self._total -= size
         return b"".join(pieces)

@@ -8,8 +8,10 @@ import json
 from collections import Counter
 
 import aiohttp
+import pytest
 
-from tests.conftest import JSON, Client, Start
+from asyncproxy.turns import Turns
+from tests.conftest import EMBED, JSON, Client, Start
 from tests.gateway import Gateway, Received, answer, hang
 
 
@@ -155,3 +157,22 @@ async def test_each_keeps_its_own(proxy: Client) -> None:
             assert done["result"]["data"][0]["embedding"][0] == number / 7
 
     await asyncio.gather(*(client(number) for number in range(1, 51)))
+
+
+@pytest.mark.parametrize(("size", "turns"), [(1000, 0), (200_000, 0), (300_000, 1), (3_000_000, 1)])
+async def test_large_requests_are_checked_one_at_a_time(
+    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, turns: int
+) -> None:
+    proxy = await start()
+    gateway.behaviour = hang
+    taken = 0
+    take = Turns.next
+
+    async def counting(self: Turns) -> None:
+        nonlocal taken
+        taken += 1
+        await take(self)
+
+    monkeypatch.setattr(Turns, "next", counting)
+    await proxy.submit({**EMBED, "input": "x" * size})
+    assert taken == turns
