@@ -37,7 +37,7 @@ def own_response(outcome: Finished) -> WireResponse:
     """The upstream's own response: its status, end-to-end headers and bytes."""
     if outcome.pieces:
         response = WireResponse(outcome.status_code, outcome.content_head, b"")
-        response.stream(sum(map(len, outcome.pieces)), lambda: outcome.pieces)
+        response.stream(outcome.pieces_size, lambda: outcome.pieces)
         return response
     spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
     body = spliced if outcome.content is None else outcome.content

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from functools import partial
 from typing import Final
 
 from aiohttp import web
 
-from asyncproxy import answers
+from asyncproxy import answers, direct
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.intake import expect_nothing
@@ -20,7 +20,11 @@ from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["Api"]
 
+# The id of a job, as :class:`asyncproxy.ids.RandomIds` makes them.
 _ID: Final = re.compile(r"[0-9a-f-]{36}")
+
+# What gets the id of a job first.
+_OfJob = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Api:
@@ -28,10 +32,10 @@ class Api:
 
     def __init__(self, service: JobService) -> None:
         self._service = service
-        self._submits: dict[str, Handler] = {}  # by path
-        self._polls: dict[str, Handler] = {}  # by path, without the id
+        self._submits: dict[str, direct.Handler] = {}  # by path
+        self._polls: dict[str, _OfJob] = {}  # by path, without the id
 
-    def directory(self, method: str, target: str) -> Handler | None:
+    def directory(self, method: str, target: str) -> direct.Handler | None:
         """The handler of a submit or a poll as clients write them: see :mod:`asyncproxy.direct`."""
         if method == "POST":
             return self._submits.get(target)
@@ -52,10 +56,9 @@ class Api:
                 for answer in (self._poll, self._content, self._delete)
             )
             self._add(router, name, path, {"POST": submit})
-            job = {"GET": _of_match(poll), "HEAD": _of_match(poll), "DELETE": _of_match(delete)}
-            self._add(router, name, f"{path}/{{id}}", job)
-            of_job = {"GET": _of_match(content), "HEAD": _of_match(content)}
-            self._add(router, name, f"{path}/{{id}}/content", of_job)
+            look, fetch, forget = map(_of_match, (poll, content, delete))
+            self._add(router, name, f"{path}/{{id}}", {"GET": look, "HEAD": look, "DELETE": forget})
+            self._add(router, name, f"{path}/{{id}}/content", {"GET": fetch, "HEAD": fetch})
             self._submits[path], self._polls[path] = submit, poll
         for path in ("/v1/async", r"/v1/async/{rest:[\s\S]*}"):
             router.add_route("*", path, answering_errors(self._unknown), expect_handler=expect_nothing)
@@ -127,8 +130,8 @@ class Api:
         )
 
 
-def _of_match(answer: Handler) -> Handler:
-    """A handler for aiohttp's router of one that gets the id of a job first."""
+def _of_match(answer: _OfJob) -> Handler:
+    """A handler for aiohttp's router, which has the id of the job in its match."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
         return await answer(request.match_info["id"], request)

@@ -14,9 +14,9 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from asyncproxy.middleware import Handler
+__all__ = ["DIRECTORY", "Directory", "Handler", "go_round"]
 
-__all__ = ["DIRECTORY", "Directory", "go_round"]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 # The handler of a method and a target (path and query, as they came), or None: ask the application.
 Directory = Callable[[str, str], Handler | None]
@@ -45,7 +45,7 @@ def go_round(server: web.Server, directory: Directory) -> None:
         request.handler = handler
         return request
 
-    def handler(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
+    def answer(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
         return request.handler(request) if isinstance(request, _Request) else handle(request)
 
-    server.request_factory, server.request_handler = factory, handler
+    server.request_factory, server.request_handler = factory, answer

@@ -393,7 +393,7 @@ class Dispatcher:
         error = outcome if isinstance(outcome, ApiError) else None
         if isinstance(outcome, Answer):
             if outcome.size >= HEAVY_BYTES:
-                await self._turns.next()
+                await self._turns.next()  # to check it, if that is not done, and to write it down
             try:
                 finished = envelope.finished(job, outcome, now=now)
             except InvalidUpstreamResponse as invalid:

@@ -144,7 +144,7 @@ def pieces(outcome: Finished) -> Iterator[bytes]:
 def size(outcome: Finished) -> int:
     """How many bytes the envelope of an outcome has."""
     encoded = 4 * ((len(outcome.content or b"") + 2) // 3) if outcome.encoded else 0
-    return len(outcome.envelope) + encoded + sum(map(len, outcome.pieces))
+    return len(outcome.envelope) + encoded + outcome.pieces_size
 
 
 def failed(job: Job, error: ApiError, *, now: float) -> Finished:

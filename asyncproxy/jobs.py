@@ -193,10 +193,15 @@ class Finished(msgspec.Struct, frozen=True, gc=False):
         return f"Finished({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
 
     @property
+    def pieces_size(self) -> int:
+        """Bytes of its pieces."""
+        return sum(map(len, self.pieces))
+
+    @property
     def size(self) -> int:
         """Bytes that a store has to keep for it."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
-        return contents + sum(map(len, self.pieces)) + _PER_RECORD
+        return contents + self.pieces_size + _PER_RECORD
 
 
 def _text_size(text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import ParamSpec
 
 from aiohttp import web
 from aiohttp.hdrs import CONNECTION, HOST
@@ -23,7 +23,9 @@ __all__ = ["Handler", "answering_errors", "authenticate", "upstream_headers"]
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[..., Awaitable[web.StreamResponse]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+P = ParamSpec("P")
 
 
 def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | None:
@@ -68,12 +70,14 @@ def upstream_headers(
     )
 
 
-def answering_errors(handler: Handler, *, endpoint: str | None = None) -> Handler:
+def answering_errors(
+    handler: Callable[P, Awaitable[web.StreamResponse]], *, endpoint: str | None = None
+) -> Callable[P, Awaitable[web.StreamResponse]]:
     """``handler``, with its errors answered in the one shape of the wire contract, section 8."""
 
-    async def answering(*given: Any) -> web.StreamResponse:
+    async def answering(*args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
         try:
-            return await handler(*given)
+            return await handler(*args, **kwargs)
         except ApiError as error:
             return error_response(error, error_body(error, endpoint=endpoint))
         except Exception:

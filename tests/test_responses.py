@@ -198,45 +198,38 @@ async def test_http_1_0_gets_an_answer_of_its_own_version(serve: Serve) -> None:
     assert answer.lower().count(b"connection: keep-alive") == 1
 
 
-@pytest.mark.parametrize("kind", [bytes, memoryview])
-@pytest.mark.parametrize("size", [256 * 1024, 256 * 1024 + 1, 1_000_000])
-async def test_a_large_body_goes_out_in_pieces(
-    kind: Callable[[bytes], bytes | memoryview],
-    size: int,
-    serve: Serve,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    pieces: list[int] = []
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The sizes of what aiohttp's writer is given."""
+    sizes: list[int] = []
     write = StreamWriter.write
 
     async def counting(self: StreamWriter, chunk: Any, **kwargs: Any) -> None:
-        pieces.append(len(chunk))
+        sizes.append(len(chunk))
         await write(self, chunk, **kwargs)
 
     monkeypatch.setattr(StreamWriter, "write", counting)
+    return sizes
+
+
+@pytest.mark.parametrize("kind", [bytes, memoryview])
+@pytest.mark.parametrize("size", [256 * 1024, 256 * 1024 + 1, 1_000_000])
+async def test_a_large_body_goes_out_in_pieces(
+    kind: Callable[[bytes], bytes | memoryview], size: int, serve: Serve, written: list[int]
+) -> None:
     content = bytes(range(256)) * (size // 256 + 1)
     server = await serve(lambda: WireResponse(200, LINES, kind(content)[:size]))
     answer = await server.talk(ask(close=False), ask())
     first, second = answer.split(b"HTTP/1.1 200 OK\r\n")[1:]
     assert split(first)[2] == split(second)[2] == content[:size]
     assert b"Content-Length: %d\r\n" % size in first
-    assert max(pieces, default=0) <= 256 * 1024, "a large body is not copied as a whole"
-    assert len(pieces) == 2 * (0 if size <= 256 * 1024 else -(-size // (256 * 1024)))
+    assert max(written, default=0) <= 256 * 1024, "a large body is not copied as a whole"
+    assert len(written) == 2 * (0 if size <= 256 * 1024 else -(-size // (256 * 1024)))
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])
-async def test_pieces_are_cut_to_the_same_size(
-    count: int, serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_pieces_are_cut_to_the_same_size(count: int, serve: Serve, written: list[int]) -> None:
     """A transport may copy what it is given, for each client that does not read."""
-    written: list[int] = []
-    write = StreamWriter.write
-
-    async def counting(self: StreamWriter, chunk: Any, **kwargs: Any) -> None:
-        written.append(len(chunk))
-        await write(self, chunk, **kwargs)
-
-    monkeypatch.setattr(StreamWriter, "write", counting)
     pieces = [bytes([n]) * 300_000 for n in range(count)]
 
     def respond() -> WireResponse:
