@@ -20,6 +20,7 @@ from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.http import HttpVersion11
 from multidict import CIMultiDict
 
+from asyncproxy.corking import CorkedTransport
 from asyncproxy.errors import ApiError
 
 __all__ = ["JSON", "WireResponse", "error_response", "http_date", "json_response", "status_line"]
@@ -143,7 +144,11 @@ class WireResponse(web.Response):
         if bodiless or request.method == "HEAD":
             transport.write(head)
         elif self._size <= _PIECE:
-            transport.write(b"".join((head, *pieces)))
+            whole = b"".join((head, *pieces))
+            if isinstance(transport, CorkedTransport):
+                transport.write_soon(whole)
+            else:
+                transport.write(whole)
         else:
             transport.write(head)
             for piece in pieces:

@@ -9,11 +9,12 @@ import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from asyncproxy.corking import Cork, CorkedTransport
 from asyncproxy.direct import DIRECTORY, go_round
 from asyncproxy.envelope import error_body
 from asyncproxy.errors import ApiError, InternalError, InvalidRequest, StartupError
@@ -35,18 +36,21 @@ class _Connection(RequestHandler):
     otherwise, outside of all limits, and no close of ours would get through to it either.
     """
 
-    __slots__ = ("_send_timeout_s",)
+    __slots__ = ("_cork", "_send_timeout_s")
 
-    def __init__(self, manager: web.Server, *, send_timeout_s: float, **options: Any) -> None:
+    def __init__(
+        self, manager: web.Server, *, send_timeout_s: float, cork: Cork, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
         self._send_timeout_s = send_timeout_s
+        self._cork = cork
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         connection = transport.get_extra_info("socket")
         if connection is not None and hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
             milliseconds = max(1, int(self._send_timeout_s * 1000))
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
-        super().connection_made(transport)
+        super().connection_made(CorkedTransport(cast("asyncio.Transport", transport), self._cork))
 
     def handle_error(
         self,
@@ -100,6 +104,7 @@ class _Site(web.BaseSite):
             manager,
             loop=loop,
             send_timeout_s=self._send_timeout_s,
+            cork=Cork(),
             **manager._kwargs,  # noqa: SLF001  as Server.__call__ does
         )
         self._server = await loop.create_server(

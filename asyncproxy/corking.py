@@ -1,0 +1,123 @@
+"""Small answers of one round of the event loop leave together, when the round is over.
+
+A write wakes the one who waits for it, and where that interrupts another core, it costs as much as
+all the rest of sending. A client that is awake already, for the answer before, needs no waking; and
+what there is to compute in a round is not broken up by system calls.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any, Final
+
+__all__ = ["Cork", "CorkedTransport"]
+
+# Bytes of an answer that may wait. A larger one takes longer to send than to wake somebody.
+_SMALL: Final = 64 * 1024
+
+# So many answers wait at the most: the first of a long round must not wait for all of it.
+_MOST: Final = 32
+
+
+class Cork:
+    """The transports of one listener that hold something back."""
+
+    def __init__(self) -> None:
+        self._holding: list[CorkedTransport] = []
+
+    def hold(self, transport: CorkedTransport) -> None:
+        """Have ``transport`` flushed at the end of this round."""
+        holding = self._holding
+        if not holding:
+            asyncio.get_running_loop().call_soon(self._release)
+        holding.append(transport)
+        if len(holding) >= _MOST:
+            self._release()
+
+    def _release(self) -> None:
+        holding, self._holding = self._holding, []
+        for transport in holding:
+            transport.flush()
+
+
+class CorkedTransport(asyncio.Transport):
+    """``inner``, where an answer may wait for the end of the round. What is written keeps its order."""
+
+    __slots__ = ("_cork", "_held", "_inner")
+
+    def __init__(self, inner: asyncio.Transport, cork: Cork) -> None:
+        super().__init__()
+        self._inner = inner
+        self._cork = cork
+        self._held: bytes | None = None
+
+    def write_soon(self, data: bytes) -> None:
+        """Write ``data`` with what else is written in this round: the last thing of an answer."""
+        if self._held is None and len(data) <= _SMALL:
+            self._held = data
+            self._cork.hold(self)
+        else:
+            self.write(data)
+
+    def write(self, data: Any) -> None:
+        self.flush()
+        self._inner.write(data)
+
+    def writelines(self, list_of_data: Iterable[Any]) -> None:
+        self.flush()
+        self._inner.writelines(list_of_data)
+
+    def flush(self) -> None:
+        """Write what was held back, if the connection is still there."""
+        held, self._held = self._held, None
+        if held is not None and not self._inner.is_closing():
+            self._inner.write(held)
+
+    def get_write_buffer_size(self) -> int:
+        held = 0 if self._held is None else len(self._held)
+        return held + self._inner.get_write_buffer_size()
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._inner.write_eof()
+
+    def close(self) -> None:
+        self.flush()
+        self._inner.close()
+
+    def abort(self) -> None:
+        self._held = None
+        self._inner.abort()
+
+    # All else is the inner transport's.
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._inner.get_extra_info(name, default)
+
+    def is_closing(self) -> bool:
+        return self._inner.is_closing()
+
+    def is_reading(self) -> bool:
+        return self._inner.is_reading()
+
+    def pause_reading(self) -> None:
+        self._inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._inner.resume_reading()
+
+    def can_write_eof(self) -> bool:
+        return self._inner.can_write_eof()
+
+    def get_write_buffer_limits(self) -> tuple[int, int]:
+        return self._inner.get_write_buffer_limits()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        self._inner.set_write_buffer_limits(high, low)
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._inner.set_protocol(protocol)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._inner.get_protocol()
