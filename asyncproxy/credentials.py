@@ -94,16 +94,16 @@ class KeyRing:
 
     def replace(self, keys: Iterable[str]) -> None:
         """Let in those with other keys from now on."""
-        self._digests = tuple(digest(key, self._key) for key in keys)
+        self.digests = tuple(digest(key, self._key) for key in keys)
 
     def __bool__(self) -> bool:
-        return bool(self._digests)
+        return bool(self.digests)
 
     def __contains__(self, credential: object) -> bool:
         if not isinstance(credential, str):
             return False
         presented = digest(credential, self._key)
         found = False
-        for known in self._digests:  # all of them: the time must not tell which one matched
+        for known in self.digests:  # all of them: the time must not tell which one matched
             found |= hmac.compare_digest(presented, known)
         return found

@@ -89,16 +89,16 @@ def request_headers(
     peer: str | None,
     scheme: str,
     host: str,
-    request_id: str,
+    request_id: str | None,
     without: frozenset[str] = frozenset(),
 ) -> Pairs:
     """The fields of a client's request as they go to the upstream.
 
     ``without`` names further ones that do not, lower case. ``Content-Length`` is left out: whoever
     sends the body knows its length. ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id``
-    are added: the address of the peer is appended to those that are there, the others keep the value
-    that a proxy before us has set. Raises :class:`InvalidRequest` for a field that is not UTF-8: our
-    client library would send it without the bytes that it cannot encode.
+    (if there is a ``request_id``) are added: the address of the peer is appended to those that are
+    there, the others keep the value that a proxy before us has set. Raises :class:`InvalidRequest` for
+    a field that is not UTF-8: our client library would send it without the bytes that it cannot encode.
     """
     names: tuple[str, ...]
     values: tuple[str, ...]
@@ -122,7 +122,7 @@ def request_headers(
         headers.append(("X-Forwarded-Proto", scheme))
     if "x-forwarded-host" not in present and host:
         headers.append(("X-Forwarded-Host", host))
-    if "x-request-id" not in present:
+    if request_id is not None and "x-request-id" not in present:
         headers.append(("X-Request-Id", request_id))
     return headers
 

@@ -48,7 +48,7 @@ def upstream_headers(
     keys: KeyRing,
     credential_header: str | None,
     *,
-    request_id: str,
+    request_id: str | None,
     without: frozenset[str] = frozenset(),
 ) -> list[tuple[str, str]]:
     """The header fields that a request goes upstream with, but for its ``Content-Length``.

@@ -15,11 +15,12 @@ from asyncproxy import answers, submission
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import ApiError, StillRunning, StreamingNotSupported, UnsupportedMediaType
 from asyncproxy.events import Observer, RelayHop
+from asyncproxy.heads import Head
 from asyncproxy.intake import Intake, expect_nothing
 from asyncproxy.jobs import Finished, Job
 from asyncproxy.middleware import answering_errors
 from asyncproxy.responses import WireResponse
-from asyncproxy.service import Caller, JobService
+from asyncproxy.service import JobService
 from asyncproxy.submission import Submission
 
 __all__ = ["PREFIX", "Relay"]
@@ -82,10 +83,10 @@ class Relay:
     async def _begin(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         body: list[bytes] = []
         try:
-            caller = self._service.admit(request)
+            head = self._service.admit(request)
             body.append(await self._intake.read(request))
-            asked = submission.check(endpoint, request.headers["Content-Type"], body[0])
-            job = await self._submit(endpoint, request, caller, asked, body.pop())
+            asked = submission.check(endpoint, head.content_type, body[0])
+            job = await self._submit(endpoint, request, head, asked, body.pop())
         except UnsupportedMediaType:
             return await self._elsewhere(request)
         except StreamingNotSupported:
@@ -100,12 +101,12 @@ class Relay:
         self,
         endpoint: Endpoint,
         request: web.Request,
-        caller: Caller,
+        head: Head,
         asked: Submission,
         body: bytes,
     ) -> Job | Finished:
-        alias = self._service.relay_alias(endpoint, request, caller, body, again=_is_retry(request))
-        return (await self._service.create(endpoint, request, caller, asked, alias)).job
+        alias = self._service.relay_alias(endpoint, request, head, body, again=_is_retry(request))
+        return (await self._service.create(endpoint, request, head, asked, alias)).job
 
     async def _go_on(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         job = await self._service.find(endpoint, request, request.match_info["id"])

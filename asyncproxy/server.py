@@ -12,12 +12,12 @@ from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from asyncproxy.corking import Cork, CorkedTransport
 from asyncproxy.direct import DIRECTORY, go_round
 from asyncproxy.envelope import error_body
 from asyncproxy.errors import ApiError, InternalError, InvalidRequest, StartupError
+from asyncproxy.heads import Remembering
 from asyncproxy.responses import error_response
 
 __all__ = ["listening"]
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 4096
 
 
-class _Connection(RequestHandler):
+class _Connection(Remembering):
     """One client connection.
 
     Answers a request that cannot be parsed in our error shape. A client that does not take what it

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-import msgspec
 from aiohttp import web
 
-from asyncproxy import credentials, forms, headers, submission, tracecontext
+from asyncproxy import credentials, forms, submission
 from asyncproxy.credentials import KeyRing
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.endpoints import Endpoint
@@ -25,21 +24,17 @@ from asyncproxy.errors import (
     StoreUnavailable,
 )
 from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
+from asyncproxy.heads import Caller, Head, Heads
 from asyncproxy.intake import Intake
-from asyncproxy.jobs import Call, Fallback, Finished, Job, head_of
-from asyncproxy.middleware import authenticate, upstream_headers
+from asyncproxy.jobs import Call, Fallback, Finished, Job
 from asyncproxy.routing import ModelRoutes
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.submission import Submission
 from asyncproxy.tracing import ENDPOINT, JOB, MODEL, Tracer
 
-__all__ = ["Caller", "JobService", "Lifetimes", "Submitted", "preferences_of"]
+__all__ = ["JobService", "Lifetimes", "Submitted", "preferences_of"]
 
 logger = logging.getLogger(__name__)
-# Of a client's, as far as the log has it. It goes upstream whole.
-_LONGEST_REQUEST_ID: Final = 256
-
-_LEFT: Final = headers.OURS | {"accept-encoding"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,17 +44,6 @@ class Lifetimes:
     default_s: int = 3600
     max_s: int = 86400
     max_wait_s: float = 60.0
-
-
-class Caller(msgspec.Struct, frozen=True, gc=False):
-    """Who a request is from: the header that says so, if one does, and what it says with its digest."""
-
-    header: str | None
-    digest: bytes
-    credential: str = ""
-
-    def __repr__(self) -> str:
-        return f"Caller({self.header!r}, …)"
 
 
 class Submitted(NamedTuple):
@@ -94,8 +78,8 @@ class JobService:
         self._dispatcher = dispatcher
         self._intake = intake
         self._routes = routes
-        self._keys = keys
         self._key, *self._older_keys = store.credential_keys
+        self._heads = Heads(keys, self._key)
         self.lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
@@ -106,56 +90,55 @@ class JobService:
     async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
         try:
-            caller = self.admit(request)
+            head = self.admit(request)
             body = self._intake.at_hand(request)
             if body is None:
                 body = await self._intake.read(request)
-            asked = submission.check(endpoint, request.headers["Content-Type"], body)
+            asked = submission.check(endpoint, head.content_type, body)
             alias = None
-            if (key := _idempotency_key(request)) is not None:
-                name = self._hash(b"key", caller.digest, endpoint.name.encode(), key)
-                contents = forms.contents(request.headers["Content-Type"], body)
+            if (key := head.idempotency_key) is not None:
+                name = self._hash(b"key", head.caller.digest, endpoint.name.encode(), key)
+                contents = forms.contents(head.content_type, body)
                 alias = Alias(name, self._hash(_query(request), *contents))
-            return await self.create(endpoint, request, caller, asked, alias)
+            return await self.create(endpoint, request, head, asked, alias)
         except ApiError as error:
             self.refused(endpoint, error)
             raise
 
     def identify(self, request: web.BaseRequest) -> Caller:
         """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
-        found = authenticate(request, self._keys)
-        if found is None:
-            return Caller(None, b"")
-        name, credential = found
-        return Caller(name, credentials.digest(credential, self._key), credential)
+        return self._heads.caller(request)
 
-    def admit(self, request: web.BaseRequest) -> Caller:
-        """Who wants to submit a job, if jobs are taken and this could be one by its headers."""
+    def admit(self, request: web.BaseRequest) -> Head:
+        """What a request says that is to become a job, if jobs are taken and this may be one."""
         if self._dispatcher.draining:
             raise _shutting_down()
-        caller = self.identify(request)
-        submission.check_content_type(
-            request.headers.get("Content-Type", ""), request.headers.get("Content-Encoding")
-        )
-        return caller
+        return self._heads.read(request)
 
     async def create(
         self,
         endpoint: Endpoint,
         request: web.BaseRequest,
-        caller: Caller,
+        head: Head,
         asked: Submission,
         alias: Alias | None,
     ) -> Submitted:
         """Make a job of a request that was checked, or find the one that ``alias`` names."""
         if self._dispatcher.draining:  # it may have begun while the body was read
             raise _shutting_down()
-        given = tracecontext.valid(request.headers.get("traceparent"))
-        span = self._tracer.start("submit", given, {ENDPOINT: endpoint.name, MODEL: asked.model})
+        span = self._tracer.start(
+            "submit", head.traceparent, {ENDPOINT: endpoint.name, MODEL: asked.model}
+        )
         outcome = InternalError.code
         try:
-            job = self._job(endpoint, request, caller, asked, span.traceparent or given)
-            call = self._call(endpoint, request, caller, asked.body, job.id)
+            job = self._job(endpoint, head, asked, span.traceparent or head.traceparent)
+            query = request.rel_url.raw_query_string
+            call = Call(
+                endpoint=endpoint.name,
+                target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
+                head=head.sent_for(job.id),
+                body=asked.body,
+            )
             there = await self._store.create(job, call, alias)
             span.note(JOB, job.id if there is None else there.id)
             outcome = ""
@@ -175,16 +158,16 @@ class JobService:
         self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     def relay_alias(
-        self, endpoint: Endpoint, request: web.BaseRequest, caller: Caller, body: bytes, *, again: bool
+        self, endpoint: Endpoint, request: web.BaseRequest, head: Head, body: bytes, *, again: bool
     ) -> Alias:
         """The name under which the same relayed request finds its job again.
 
         ``again``: the request says that it was sent before.
         """
-        key = _idempotency_key(request)
-        contents = forms.contents(request.headers["Content-Type"], body)
+        key = head.idempotency_key
+        contents = forms.contents(head.content_type, body)
         path = endpoint.name.encode()
-        name = self._hash(b"relay", caller.digest, path, _query(request), key or b"", *contents)
+        name = self._hash(b"relay", head.caller.digest, path, _query(request), key or b"", *contents)
         attach = again or endpoint.repeatable or key is not None
         return Alias(name, b"", attach=attach, once=True)
 
@@ -242,48 +225,23 @@ class JobService:
         """Whole seconds after which a poll is likely to find ``job`` done."""
         return self._dispatcher.retry_after_s(job)
 
-    def _job(
-        self,
-        endpoint: Endpoint,
-        request: web.BaseRequest,
-        caller: Caller,
-        asked: Submission,
-        traceparent: str,
-    ) -> Job:
+    def _job(self, endpoint: Endpoint, head: Head, asked: Submission, traceparent: str) -> Job:
         lifetimes = self.lifetimes
         fallbacks = asked.fallbacks
         return Job(
             id=self._new_id(),
             endpoint=endpoint.name,
-            credential=caller.digest,
+            credential=head.caller.digest,
             upstream=self._routes.upstream_for(asked.model),
             model=asked.model,
             created_at=round(self._clock() * 1000) / 1000,
-            ttl_s=submission.ttl(
-                request.headers.get("x-bf-async-job-result-ttl"),
-                default_s=lifetimes.default_s,
-                max_s=lifetimes.max_s,
-            ),
+            ttl_s=submission.ttl(head.ttl, default_s=lifetimes.default_s, max_s=lifetimes.max_s),
             fallbacks=()
             if fallbacks is None
             else tuple(Fallback(self._routes.upstream_for(model), model) for model in fallbacks),
             fallback_index=None if fallbacks is None else 0,
-            request_id=_request_id(request),
+            request_id=head.request_id,
             traceparent=traceparent,
-        )
-
-    def _call(
-        self, endpoint: Endpoint, request: web.BaseRequest, caller: Caller, body: bytes, job_id: str
-    ) -> Call:
-        sent = upstream_headers(request, self._keys, caller.header, request_id=job_id, without=_LEFT)
-        if "Idempotency-Key" not in request.headers:
-            sent.append(("Idempotency-Key", job_id))  # the upstream may see the job twice
-        query = request.rel_url.raw_query_string
-        return Call(
-            endpoint=endpoint.name,
-            target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
-            head=head_of(sent),
-            body=body,
         )
 
     def _hash(self, *parts: bytes) -> bytes:
@@ -314,17 +272,3 @@ def _shutting_down() -> ShuttingDown:
 
 def _query(request: web.BaseRequest) -> bytes:
     return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")
-
-
-def _request_id(request: web.BaseRequest) -> str:
-    text = request.headers.get("X-Request-Id", "")[:_LONGEST_REQUEST_ID]
-    # Half a surrogate pair, which is how aiohttp reads bytes that are not UTF-8, cannot be stored.
-    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
-
-
-def _idempotency_key(request: web.BaseRequest) -> bytes | None:
-    """The key, quoted (draft-ietf-httpapi-idempotency-key-header) or bare; empty is none."""
-    value = request.headers.get("Idempotency-Key")
-    if value is None:
-        return None
-    return value.strip().strip('"').encode("utf-8", "surrogateescape") or None
