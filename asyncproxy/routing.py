@@ -58,17 +58,21 @@ class Target:
 
     def __init__(self, base_url: str) -> None:
         parts = urlsplit(base_url)
-        self._origin = f"{parts.scheme}://{parts.netloc}"
+        self.origin = f"{parts.scheme}://{parts.netloc}"
         self._base = parts.path.rstrip("/")
 
     def url(self, raw_path: str) -> str:
         """The absolute URL for a client's path and query, which are kept as they were sent."""
+        return self.origin + self.path(raw_path)
+
+    def path(self, raw_path: str) -> str:
+        """The path and query of :meth:`url`."""
         path = raw_path
         if self._base and path.startswith("/v1") and path[3:4] in ("", "/", "?"):
             path = self._base + path[3:]
         if not path.isascii():
             path = quote(path.encode("utf-8", "surrogateescape"), safe=_ASCII)
-        return self._origin + path
+        return path
 
 
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))

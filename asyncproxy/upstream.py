@@ -15,10 +15,13 @@ from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
+from aiohttp import StreamReader
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
 
-from asyncproxy import jsontext
+from asyncproxy import jsontext, post
 from asyncproxy.envelope import Answer
 from asyncproxy.errors import (
     CallError,
@@ -27,6 +30,7 @@ from asyncproxy.errors import (
     UpstreamUnreachable,
 )
 from asyncproxy.jobs import Call
+from asyncproxy.post import Pool, Post
 from asyncproxy.routing import Target
 from asyncproxy.turns import HEAVY_BYTES, Turns
 
@@ -36,17 +40,9 @@ __all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
 # close on the wire is lost, and a POST cannot be repeated. uvicorn, under most gateways, waits 5 s.
 _KEEPALIVE_S = 4.0
 
-# Longest header line taken from an upstream, in bytes.
-_MAX_FIELD = 64 * 1024
-
-_READ_BUFFER = 64 * 1024
-
 # Of a large answer, in bytes: less than the transport reads at once, so that each read is followed by
 # one check, of some 0.2 ms.
 _CHECKED_AT_ONCE = 128 * 1024
-
-# A request body is handed to the transport in pieces of this size, each when the one before has left.
-_PIECE = 256 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +85,13 @@ class Upstream:
         self._max_result_bytes = options.max_result_bytes
         self._turns = turns
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
-        self._timeout = self._within(options.total_s)
         self._session: aiohttp.ClientSession
+        self._pool: Pool
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
         # Connections, by the future of their end, and the body that is being read from each.
-        self._reading: WeakKeyDictionary[asyncio.Future[None], aiohttp.StreamReader | None]
+        self._reading: WeakKeyDictionary[asyncio.Future[None], StreamReader | None]
         self._reading = WeakKeyDictionary()
 
     @asynccontextmanager
@@ -117,12 +113,16 @@ class Upstream:
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are not another's
             skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=_MAX_FIELD,
-            max_field_size=_MAX_FIELD,
-            max_headers=512,
-            read_bufsize=_READ_BUFFER,
+            max_line_size=post.MAX_FIELD,
+            max_field_size=post.MAX_FIELD,
+            max_headers=post.MAX_FIELDS,
+            read_bufsize=post.READ_BUFFER,
             trust_env=False,
         ) as self._session:
+            self._pool = Pool(connector, self._target.origin)
+            self._set = "".join(f"{name}: {value}\r\n" for name, value in self._headers)
+            if "host" not in self._overridden:
+                self._set = f"Host: {self._pool.host}\r\n{self._set}"
             yield
 
     async def idle(self) -> None:
@@ -151,35 +151,39 @@ class Upstream:
             self._end()
 
     async def _call(self, call: Call, *, timeout_s: float) -> Answer:
-        headers = self._prepared(call.headers)
-        # A result is kept decoded; that it travels compressed costs both ends more than it saves.
-        headers["Accept-Encoding"] = "identity"
-        headers["Content-Length"] = str(len(call.body))
-        timeout = self._timeout if timeout_s == self.total_s else self._within(timeout_s)
+        connect_s = min(self.connect_s, timeout_s)
         try:
-            async with self._session.request(
-                "POST",
-                URL(self._target.url(call.target), encoded=True),
-                headers=headers,
-                data=call.body if len(call.body) <= _PIECE else _in_pieces(call.body),
-                timeout=timeout,
-                auto_decompress=True,
-                allow_redirects=False,
-            ) as response:
-                if response.status < 200:
-                    raise aiohttp.ClientConnectionError(f"unexpected status {response.status}")
-                pieces, checked = await self._read(response)
-                return Answer(response.status, response.raw_headers, pieces, checked)
-        except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            async with (
+                asyncio.timeout(timeout_s),
+                Post(self._pool, self._head(call), call.body, connect_s=connect_s) as answer,
+            ):
+                if answer.status < 200:
+                    raise aiohttp.ClientConnectionError(f"unexpected status {answer.status}")
+                pieces, checked = await self._read(answer)
+                return Answer(answer.status, answer.headers, pieces, checked)
+        except (TimeoutError, aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             raise translate(error, self.name) from error
 
-    async def _read(self, response: aiohttp.ClientResponse) -> tuple[tuple[bytes, ...], bool]:
+    def _head(self, call: Call) -> bytes:
+        """The request line and the header fields. Raises :class:`ValueError` if they cannot be sent."""
+        if "\r" in call.head or "\0" in call.head:
+            raise ValueError("a header field cannot be sent")
+        fields = call.headers
+        if self._overridden:
+            fields = [pair for pair in fields if pair[0].lower() not in self._overridden]
+        lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+        # A result is kept decoded; that it travels compressed costs both ends more than it saves.
+        return (
+            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._set}{lines}"
+            f"Accept-Encoding: identity\r\nContent-Length: {len(call.body)}\r\n\r\n"
+        ).encode()
+
+    async def _read(self, answer: Post) -> tuple[tuple[bytes, ...], bool]:
         """The body as it arrives, and whether it was found to be JSON text meanwhile."""
         most = self._max_result_bytes
-        if (response.content_length or 0) > most:
-            response.close()
+        if answer.length > most:
             raise self._too_large()
-        content = response.content
+        content = answer.content
         if content.is_eof():  # all of it came with the head
             body = content.read_nowait()
             if len(body) > most:
@@ -188,11 +192,10 @@ class Upstream:
         pieces: list[bytes] = []
         size = 0
         text = jsontext.Arriving(_CHECKED_AT_ONCE)
-        with self.watching(response):
+        with self._watched(answer.protocol, content):
             while piece := await content.readany():
                 size += len(piece)
                 if size > most:
-                    response.close()
                     raise self._too_large()
                 pieces.append(piece)
                 if text.add(piece):
@@ -239,20 +242,25 @@ class Upstream:
 
     @contextmanager
     def watching(self, response: aiohttp.ClientResponse) -> Iterator[None]:
-        """Read the body of ``response`` within this: the end of its connection then ends the read.
+        """Read the body of ``response`` within this: the end of its connection then ends the read."""
+        connection = response.connection
+        with self._watched(None if connection is None else connection.protocol, response.content):
+            yield
+
+    @contextmanager
+    def _watched(self, protocol: ResponseHandler | None, content: StreamReader) -> Iterator[None]:
+        """See :meth:`watching`.
 
         On a chunk that is not one, aiohttp closes the connection and tells whoever waits for a
         response, but not whoever waits for more of a body.
         """
-        connection = response.connection
-        protocol = None if connection is None else connection.protocol
         closed = None if protocol is None else protocol.closed
         if closed is None:  # all of the body is here
             yield
             return
         if closed not in self._reading:
             closed.add_done_callback(self._on_closed)
-        self._reading[closed] = response.content
+        self._reading[closed] = content
         try:
             yield
         finally:
@@ -264,9 +272,6 @@ class Upstream:
         if content is not None and not content.is_eof() and content.exception() is None:
             content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
 
-    def _within(self, timeout_s: float) -> aiohttp.ClientTimeout:
-        return aiohttp.ClientTimeout(total=timeout_s, connect=min(self.connect_s, timeout_s))
-
     def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
         overridden = self._overridden
         if not overridden:
@@ -274,11 +279,6 @@ class Upstream:
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared
-
-
-async def _in_pieces(body: bytes) -> AsyncIterator[bytes]:
-    for start in range(0, len(body), _PIECE):
-        yield body[start : start + _PIECE]
 
 
 def translate(error: Exception, upstream: str) -> CallError:
@@ -294,7 +294,11 @@ def describe(error: Exception) -> str:
     Not the error's own ``repr``: that of an answer which is not HTTP holds the whole request, with
     the credential in it, and later lines of its message are the upstream's bytes.
     """
-    said = error.message if isinstance(error, aiohttp.ClientResponseError) else str(error)
+    said = (
+        error.message
+        if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError)
+        else str(error)
+    )
     first_line = said.partition("\n")[0].strip(" :")[:200]
     if isinstance(error, aiohttp.ServerDisconnectedError):
         first_line = ""  # it may be the answer as far as it came
@@ -314,7 +318,7 @@ def _translated(error: Exception, upstream: str) -> CallError:
         return UpstreamUnreachable(
             f"The answer of the upstream {upstream!r} broke off, or cannot be decoded."
         )
-    if isinstance(error, aiohttp.ClientResponseError):
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
         return UpstreamUnreachable(f"The upstream {upstream!r} answered with something not HTTP.")
     return UpstreamUnreachable(f"The upstream {upstream!r} closed the connection without an answer.")
 
