@@ -1,44 +1,48 @@
-"""Small answers of one round of the event loop leave together, when the round is over.
+"""Small writes of one round of the event loop leave together, when the round is over.
 
 A write wakes the one who waits for it, and where that interrupts another core, it costs as much as
-all the rest of sending. A client that is awake already, for the answer before, needs no waking; and
-what there is to compute in a round is not broken up by system calls.
+all the rest of sending. One who is awake already, for the write before, needs no waking; and what there
+is to compute in a round is not broken up by system calls.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
-__all__ = ["Cork", "CorkedTransport"]
+__all__ = ["Cork", "CorkedTransport", "Held"]
 
 # Bytes of an answer that may wait. A larger one takes longer to send than to wake somebody.
 _SMALL: Final = 64 * 1024
 
-# So many answers wait at the most: the first of a long round must not wait for all of it.
-_MOST: Final = 32
+
+class Held(Protocol):
+    """What holds something back until it is flushed. That must not raise."""
+
+    def flush(self) -> None: ...
 
 
 class Cork:
-    """The transports of one listener that hold something back."""
+    """Those who hold something back: ``most`` of them, or the first of a long round waits for all."""
 
-    def __init__(self) -> None:
-        self._holding: list[CorkedTransport] = []
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._holding: list[Held] = []
 
-    def hold(self, transport: CorkedTransport) -> None:
-        """Have ``transport`` flushed at the end of this round."""
+    def hold(self, held: Held) -> None:
+        """Have ``held`` flushed at the end of this round."""
         holding = self._holding
         if not holding:
             asyncio.get_running_loop().call_soon(self._release)
-        holding.append(transport)
-        if len(holding) >= _MOST:
+        holding.append(held)
+        if len(holding) >= self._most:
             self._release()
 
     def _release(self) -> None:
         holding, self._holding = self._holding, []
-        for transport in holding:
-            transport.flush()
+        for held in holding:
+            held.flush()
 
 
 class CorkedTransport(asyncio.Transport):

@@ -17,6 +17,8 @@ from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 from yarl import URL
 
+from asyncproxy.corking import Cork
+
 __all__ = ["Pool", "Post"]
 
 # Longest header line taken from an upstream, in bytes, and how many of them.
@@ -28,6 +30,10 @@ READ_BUFFER: Final = 64 * 1024
 # A body is handed to the transport in pieces of this size, each when the one before has left.
 _PIECE: Final = 256 * 1024
 
+# Calls that may wait for each other. With more, so many answers arrive at once that the first ones are
+# in no cache any more when their turn comes.
+_CALLS_AT_ONCE: Final = 8
+
 
 class Pool:
     """The connections of a connector to one origin."""
@@ -36,6 +42,7 @@ class Pool:
         # What the connector knows a connection by. It is never sent.
         self._request = aiohttp.ClientRequest("POST", URL(origin), loop=asyncio.get_running_loop())
         self._connector = connector
+        self.cork = Cork(_CALLS_AT_ONCE)
         self.host = self._request.headers[hdrs.HOST]
 
     async def connection(self, connect_s: float) -> aiohttp.connector.Connection:
@@ -78,9 +85,15 @@ class Post:
     ) -> None:
         self._end(reusable=error is None)
 
+    def flush(self) -> None:
+        """Send the request, if it is not given up already."""
+        transport = self._connection.transport
+        if transport is not None and not transport.is_closing():
+            transport.write(self._head + self._body)
+
     async def _begin(self, connection: aiohttp.connector.Connection) -> None:
-        protocol, transport = connection.protocol, connection.transport
-        if protocol is None or transport is None:
+        protocol = connection.protocol
+        if protocol is None:
             raise aiohttp.ServerDisconnectedError
         protocol.set_response_params(
             read_until_eof=True,
@@ -90,7 +103,7 @@ class Post:
             max_headers=MAX_FIELDS,
         )
         if len(self._body) <= _PIECE:
-            transport.write(self._head + self._body)
+            self._pool.cork.hold(self)
         else:
             self._sending = asyncio.create_task(self._send(protocol))
         message, content = await protocol.read()

@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 # Connections that may wait to be accepted: a fleet of workers that starts at once.
 _BACKLOG = 4096
 
+# Answers that may wait for each other: a millisecond of a busy core.
+_ANSWERS_AT_ONCE = 32
+
 
 class _Connection(Remembering):
     """One client connection.
@@ -104,7 +107,7 @@ class _Site(web.BaseSite):
             manager,
             loop=loop,
             send_timeout_s=self._send_timeout_s,
-            cork=Cork(),
+            cork=Cork(_ANSWERS_AT_ONCE),
             **manager._kwargs,  # noqa: SLF001  as Server.__call__ does
         )
         self._server = await loop.create_server(

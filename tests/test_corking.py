@@ -47,7 +47,7 @@ class Wire(asyncio.Transport):
 
 def wires(*names: str) -> tuple[list[tuple[str, Any]], list[CorkedTransport]]:
     told: list[tuple[str, Any]] = []
-    cork = Cork()
+    cork = Cork(32)
     return told, [CorkedTransport(Wire(name, told), cork) for name in names]
 
 
