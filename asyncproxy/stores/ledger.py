@@ -21,6 +21,7 @@ class _Entry(msgspec.Struct, gc=False):
     job: Job
     size: int
     call: Call | None
+    row: int
     order: int = -1  # its place in the queue, known once it was claimed
 
 
@@ -68,6 +69,11 @@ class Ledger:
         assert call is not None
         return call
 
+    def row_of(self, job_id: str) -> int | None:
+        """The row that a live job was added with. None if it is not here."""
+        entry = self._entries.get(job_id)
+        return None if entry is None else entry.row
+
     def states(self) -> States:
         """How the live jobs stand."""
         return States(len(self._entries) - self._processing, self._processing)
@@ -89,9 +95,9 @@ class Ledger:
         live, most = self.bytes + size, self.limits.max_bytes
         return live <= most // 2 and live + result_bytes <= most
 
-    def add(self, job: Job, size: int, call: Call | None = None) -> None:
-        """Count a job that cannot be claimed yet. ``call``: where it is not kept elsewhere."""
-        self._entries[job.id] = _Entry(job, size, call)
+    def add(self, job: Job, size: int, call: Call | None = None, row: int = 0) -> None:
+        """Count a job that cannot be claimed yet. Its ``call``, or else the ``row`` that has it."""
+        self._entries[job.id] = _Entry(job, size, call, row)
         self.bytes += size
         self._per_credential[job.credential] += 1
 

@@ -28,7 +28,7 @@ from asyncproxy.stores import crypto, sqlite_file
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.crypto import Unreadable, Vault
 from asyncproxy.stores.ledger import Ledger
-from asyncproxy.stores.sqlite_writer import Step, Writer
+from asyncproxy.stores.sqlite_writer import Writer
 from asyncproxy.waiters import Waiters
 
 __all__ = ["SqliteStore"]
@@ -49,6 +49,9 @@ _ROWS: Final = 1000
 # Unused pages of 4 KiB that the file may keep, and how many are given back at once.
 _SPARE_PAGES: Final = 4096
 _FREED_PAGES: Final = 2048
+
+# How long a request waits while the jobs of the process before us are taken up.
+_LONGEST_LOAD_S: Final = 30.0
 
 # Until the disk is asked again for what it could not read.
 _RETRY_LOAD_S: Final = 5.0
@@ -96,6 +99,7 @@ class SqliteStore:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._results = 0
         self._result_bytes = 0
+        self._rows = 0  # of jobs, that were given so far
         self._writer: Writer
         self._readers: ThreadPoolExecutor
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
@@ -121,7 +125,7 @@ class SqliteStore:
             )
             self._writer = Writer(stack.enter_context(self._connected()))
             async with self._writer.running():
-                await self._count_results()
+                await self._count()
                 loading = asyncio.create_task(self._load(), name="asyncproxy-sqlite-load")
                 try:
                     yield
@@ -133,11 +137,9 @@ class SqliteStore:
     def _connected(self) -> closing[sqlite3.Connection]:
         return closing(sqlite_file.connect(self._path, full_durability=self._full_durability))
 
-    async def _count_results(self) -> None:
+    async def _count(self) -> None:
         try:
-            self._results, self._result_bytes = await self._read(
-                lambda c: c.execute("SELECT count(*), coalesce(sum(size), 0) FROM results").fetchone()
-            )
+            self._results, self._result_bytes, self._rows = await self._read(_counted)
         except StoreUnavailable as error:
             raise StartupError(f"{self._path} cannot be used: {error.detail}") from error
 
@@ -162,7 +164,7 @@ class SqliteStore:
                         "job %d of %s is damaged, and left there: %s", seq, self._path, error
                     )
                     continue
-                self._live.add(job, size)
+                self._live.add(job, size, row=seq)
                 self._live.enqueue(job)
                 taken += 1
             await asyncio.sleep(0)  # others have their turn
@@ -170,8 +172,17 @@ class SqliteStore:
         if taken:
             logger.info("took up %d unfinished jobs from %s", taken, self._path)
 
+    async def _taken_up(self) -> None:
+        """Wait until all jobs on disk are known. Raises :class:`StoreUnavailable` if it takes long."""
+        try:
+            async with asyncio.timeout(_LONGEST_LOAD_S):
+                await self._loaded.wait()
+        except TimeoutError:
+            raise StoreUnavailable("The store is still being read. Try again later.") from None
+
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
-        await self._loaded.wait()
+        if not self._loaded.is_set():
+            await self._taken_up()
         if alias is None:
             await self._accept(job, call, None)
             return None
@@ -198,50 +209,49 @@ class SqliteStore:
             self._live.check(job)
             if not self._live.fits(size, self._result_bytes):
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
-        self._live.add(job, size)
-        await self._do(partial(self._insert, job, call, alias), partial(self._accepted, job, call))
-
-    def _insert(self, job: Job, call: Call, alias: Alias | None, on: sqlite3.Connection) -> None:
-        on.execute(
-            "INSERT INTO jobs (id, size, record, call) VALUES (?, ?, ?, ?)",
-            (job.id, job.size + call.size, self._vault.pack_job(job), self._vault.seal_call(call)),
+        self._rows += 1
+        self._live.add(job, size, row=self._rows)
+        await self._writer.do(
+            partial(_insert, alias),
+            partial(self._accepted, job, call),
+            prepare=partial(self._row, self._rows, job, size, call),
         )
-        if alias is not None:
-            on.execute(
-                "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
-                (alias.key, alias.fingerprint, job.id, alias.once),
-            )
 
-    def _accepted(self, job: Job, call: Call, done: asyncio.Future[None]) -> None:
-        if done.exception() is not None:
+    def _row(self, row: int, job: Job, size: int, call: Call) -> tuple[Any, ...]:
+        return row, job.id, size, self._vault.pack_job(job), self._vault.seal_call(call)
+
+    def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
+        if error is not None:
             self._live.drop(job.id)
             return
-        if self._fresh_bytes + call.size <= _FRESH_BYTES:
+        size = call.size
+        if self._fresh_bytes + size <= _FRESH_BYTES:
             self._fresh[job.id] = call
-            self._fresh_bytes += call.size
+            self._fresh_bytes += size
         self._live.enqueue(job)
 
     async def get(self, job_id: str) -> Job | Finished | None:
         job = self._live.get(job_id)
         if job is not None:
             return job
-        outcome = self._hot.get(job_id)
-        if outcome is None:
-            forgotten, loaded = self._forgotten, self._loaded.is_set()
-            found = await self._read(partial(self._find, job_id, loaded))
-            if not isinstance(found, Finished):
-                return found or self._live.get(job_id)  # it may have been taken up meanwhile
-            outcome = found
-            if self._forgotten == forgotten:  # else it may be among what was deleted meanwhile
-                self._keep_hot(outcome)
-        return outcome if outcome.expires_at > self._clock() else None
+        loaded = self._loaded.is_set()
+        outcome = self._hot.get(job_id) or await self._kept(job_id)
+        if outcome is None and not loaded:  # it may be one that is still to be taken up
+            await self._taken_up()
+            if (job := self._live.get(job_id)) is not None:
+                return job
+            outcome = await self._kept(job_id)  # it may have ended between the two looks
+        return outcome if outcome and outcome.expires_at > self._clock() else None
 
-    def _find(self, job_id: str, loaded: bool, on: sqlite3.Connection) -> Job | Finished | None:  # noqa: FBT001
-        if not loaded:  # it may be one that is still to be taken up
-            select = "SELECT record FROM jobs WHERE id = ?"
-            if (found := on.execute(select, (job_id,)).fetchone()) is not None:
-                return self._vault.unpack_job(found[0])
-        # After the jobs: one that ends between the two looks is here.
+    async def _kept(self, job_id: str) -> Finished | None:
+        """An outcome on disk."""
+        forgotten = self._forgotten
+        outcome = await self._read(partial(self._find, job_id))
+        if outcome is not None and self._forgotten == forgotten:
+            self._keep_hot(outcome)  # else it may be among what was deleted meanwhile
+        return outcome
+
+    def _find(self, job_id: str, on: sqlite3.Connection) -> Finished | None:
         select = "SELECT outcome, expires_at FROM results WHERE id = ?"
         if (found := on.execute(select, (job_id,)).fetchone()) is None:
             return None
@@ -255,7 +265,8 @@ class SqliteStore:
             if call is not None:
                 return Claim(job, call)
             try:
-                return Claim(job, await self._read(partial(self._call_of, job.id)))
+                row = self._live.row_of(job.id)
+                return Claim(job, await self._read(partial(self._call_of, row)))
             except Unreadable as error:
                 raise UnreadableCall(job) from error
             except asyncio.CancelledError:
@@ -265,8 +276,8 @@ class SqliteStore:
                 logger.warning("job %s cannot be read: %s", job.id, error.detail)
                 self._live.release(job, attempts=job.attempts, delay_s=_RETRY_READ_S)
 
-    def _call_of(self, job_id: str, on: sqlite3.Connection) -> Call:
-        found = on.execute("SELECT call FROM jobs WHERE id = ?", (job_id,)).fetchone()
+    def _call_of(self, row: int | None, on: sqlite3.Connection) -> Call:
+        found = on.execute("SELECT call FROM jobs WHERE seq = ?", (row,)).fetchone()
         if found is None:
             raise Unreadable("it is not there")
         return self._vault.open_call(found[0])
@@ -288,14 +299,17 @@ class SqliteStore:
         assert before is not None
         if call is not None or (attempts, job.upstream) != (before.attempts, before.upstream):
             # On disk first: an attempt that was made counts, whatever happens to this process.
-            await self._do(partial(self._update, kept, call, size))
+            row = self._live.row_of(job.id)
+            await self._writer.do(partial(self._update, row, kept, call, size))
         self._live.release(job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size)
 
-    def _update(self, job: Job, call: Call | None, size: int | None, on: sqlite3.Connection) -> None:
-        on.execute("UPDATE jobs SET record = ? WHERE id = ?", (self._vault.pack_job(job), job.id))
+    def _update(
+        self, row: int | None, job: Job, call: Call | None, size: int | None, on: sqlite3.Connection
+    ) -> None:
+        on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (self._vault.pack_job(job), row))
         if call is not None:
             sealed = self._vault.seal_call(call)
-            on.execute("UPDATE jobs SET call = ?, size = ? WHERE id = ?", (sealed, size, job.id))
+            on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (sealed, size, row))
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
@@ -303,19 +317,14 @@ class SqliteStore:
     async def finish(self, job: Job, outcome: Finished) -> bool:
         if not self._live.holds(job):
             return False
-        return await self._do(partial(self._replace, outcome), partial(self._finished, outcome))
-
-    def _replace(self, outcome: Finished, on: sqlite3.Connection) -> bool:
-        if not on.execute("DELETE FROM jobs WHERE id = ?", (outcome.id,)).rowcount:
-            return False  # it was deleted by a step before this one
-        on.execute(
-            "INSERT INTO results (id, expires_at, size, outcome) VALUES (?, ?, ?, ?)",
-            (outcome.id, outcome.expires_at, outcome.size, self._vault.pack_outcome(outcome)),
+        return await self._writer.do(
+            partial(_replace, self._live.row_of(job.id), outcome),
+            partial(self._finished, outcome),
+            prepare=partial(self._vault.pack_outcome, outcome),
         )
-        return True
 
-    def _finished(self, outcome: Finished, done: asyncio.Future[bool]) -> None:
-        if done.exception() is not None or not done.result():
+    def _finished(self, outcome: Finished, replaced: bool | Exception) -> None:  # noqa: FBT001  a step's result
+        if replaced is not True:
             return
         self._live.drop(outcome.id)
         self._take_fresh(outcome.id)  # of one that ended without having been sent
@@ -325,34 +334,26 @@ class SqliteStore:
         self._waiters.wake(outcome.id, outcome)
 
     async def delete(self, job_id: str) -> bool:
-        await self._loaded.wait()
+        await self._taken_up()
         waited = self._live.withdraw(job_id)  # not to be sent while it is being deleted
         return (
-            await self._do(
-                partial(self._remove, job_id, self._clock()), partial(self._removed, job_id, waited)
+            await self._writer.do(
+                partial(_remove, self._live.row_of(job_id), job_id, self._clock()),
+                partial(self._removed, job_id, waited),
             )
             is not None
         )
 
-    def _remove(self, job_id: str, now: float, on: sqlite3.Connection) -> int | None:
-        """The size of the result that is gone, 0 for a live job. None: there was neither."""
-        on.execute("DELETE FROM aliases WHERE job_id = ?", (job_id,))
-        if on.execute("DELETE FROM jobs WHERE id = ?", (job_id,)).rowcount:
-            return 0
-        delete = "DELETE FROM results WHERE id = ? AND expires_at > ? RETURNING size"
-        gone: list[tuple[int]] = on.execute(delete, (job_id, now)).fetchall()
-        return gone[0][0] if gone else None
-
-    def _removed(self, job_id: str, waited: bool, done: asyncio.Future[int | None]) -> None:  # noqa: FBT001
-        if done.exception() is not None:
+    def _removed(self, job_id: str, waited: bool, size: int | Exception | None) -> None:  # noqa: FBT001
+        if isinstance(size, Exception):
             if waited and (job := self._live.get(job_id)) is not None:
                 self._live.enqueue(job)
             return
         if self._live.drop(job_id) is not None:
             self._take_fresh(job_id)
             self._waiters.wake(job_id, None)
-        elif done.result() is not None:
-            self._forget([(job_id, done.result() or 0)])
+        elif size is not None:
+            self._forget([(job_id, size)])
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         return self._live.claim_overdue(created_before)
@@ -368,10 +369,12 @@ class SqliteStore:
 
     async def retire(self, outcome: Finished, within_s: float) -> None:
         until = min(outcome.expires_at, self._clock() + within_s) if within_s else None
-        await self._do(partial(_retire, outcome.id, until), partial(self._retired, outcome, until))
+        await self._writer.do(
+            partial(_retire, outcome.id, until), partial(self._retired, outcome, until)
+        )
 
-    def _retired(self, outcome: Finished, until: float | None, done: asyncio.Future[bool]) -> None:
-        if done.exception() is not None or not done.result():
+    def _retired(self, outcome: Finished, until: float | None, retired: bool | Exception) -> None:  # noqa: FBT001
+        if retired is not True:
             return
         if until is None:
             self._forget([(outcome.id, outcome.size)])
@@ -391,24 +394,26 @@ class SqliteStore:
     async def check(self) -> None:
         """A write that changes nothing, for a disk that is full or gone shows in no other way."""
         try:
-            await self._do(lambda on: on.execute("UPDATE meta SET value = value WHERE name = 'probe'"))
+            await self._writer.do(
+                lambda on: on.execute("UPDATE meta SET value = value WHERE name = 'probe'")
+            )
         except StoreFull as error:
             raise StoreUnavailable("The disk is full.") from error
 
     async def tick(self) -> None:
         await self._expire()
         self._live.wake_all()
-        await self._do(_give_back)
+        await self._writer.do(_give_back)
 
     async def _expire(self) -> None:
         gone = _ROWS
         while gone == _ROWS:
-            expired = await self._do(partial(_expired, self._clock()), self._on_expired)
+            expired = await self._writer.do(partial(_expired, self._clock()), self._on_expired)
             gone = len(expired)
 
-    def _on_expired(self, done: asyncio.Future[list[tuple[str, int]]]) -> None:
-        if done.exception() is None:
-            self._forget(done.result())
+    def _on_expired(self, expired: list[tuple[str, int]] | Exception) -> None:
+        if not isinstance(expired, Exception):
+            self._forget(expired)
 
     def _forget(self, gone: Iterable[tuple[str, int]]) -> None:
         """Results that are not on disk any more."""
@@ -454,12 +459,6 @@ class SqliteStore:
             self._fresh_bytes -= call.size
         return call
 
-    async def _do(self, step: Step[T], then: Callable[[asyncio.Future[T]], None] | None = None) -> T:
-        """Run a step of the writer. ``then`` hears of its end, also if the caller is cancelled."""
-        done = self._writer.do(step)
-        done.add_done_callback(then or _heard)
-        return await asyncio.shield(done)
-
     async def _read(self, read: Callable[[sqlite3.Connection], T]) -> T:
         """Read, off the loop: the disk may be slow."""
         loop = asyncio.get_running_loop()
@@ -483,6 +482,44 @@ def _heard(done: asyncio.Future[Any]) -> None:
 def _live_after(seq: int, on: sqlite3.Connection) -> list[tuple[int, int, bytes]]:
     select = "SELECT seq, size, record FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
     return on.execute(select, (seq, _ROWS)).fetchall()
+
+
+def _insert(alias: Alias | None, row: tuple[Any, ...], on: sqlite3.Connection) -> None:
+    on.execute("INSERT INTO jobs (seq, id, size, record, call) VALUES (?, ?, ?, ?, ?)", row)
+    if alias is not None:
+        on.execute(
+            "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
+            (alias.key, alias.fingerprint, row[1], alias.once),
+        )
+
+
+def _replace(row: int | None, outcome: Finished, packed: bytes, on: sqlite3.Connection) -> bool:
+    if not on.execute("DELETE FROM jobs WHERE seq = ?", (row,)).rowcount:
+        return False  # it was deleted by a step before this one
+    on.execute(
+        "INSERT INTO results (id, expires_at, size, outcome) VALUES (?, ?, ?, ?)",
+        (outcome.id, outcome.expires_at, outcome.size, packed),
+    )
+    return True
+
+
+def _counted(on: sqlite3.Connection) -> tuple[int, int, int]:
+    """How many results there are, their bytes, and the last row of a job."""
+    results: tuple[int, int] = on.execute(
+        "SELECT count(*), coalesce(sum(size), 0) FROM results"
+    ).fetchone()
+    (last,) = on.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchone()
+    return *results, last
+
+
+def _remove(row: int | None, job_id: str, now: float, on: sqlite3.Connection) -> int | None:
+    """The size of the result that is gone, 0 for a live job. None: there was neither."""
+    on.execute("DELETE FROM aliases WHERE job_id = ?", (job_id,))
+    if on.execute("DELETE FROM jobs WHERE seq = ?", (row,)).rowcount:
+        return 0
+    delete = "DELETE FROM results WHERE id = ? AND expires_at > ? RETURNING size"
+    gone: list[tuple[int]] = on.execute(delete, (job_id, now)).fetchall()
+    return gone[0][0] if gone else None
 
 
 def _expired(now: float, on: sqlite3.Connection) -> list[tuple[str, int]]:

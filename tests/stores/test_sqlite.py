@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from asyncproxy.errors import StartupError, StoreFull, StoreUnavailable
-from asyncproxy.jobs import Finished, Job, JobStatus
+from asyncproxy.jobs import Call, Finished, Job, JobStatus
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
 from asyncproxy.stores.sqlite import SqliteStore
 from tests.stores.test_contract import (
@@ -469,3 +469,65 @@ async def test_a_poll_that_the_start_overtakes_sees_its_job(path: Path, clock: C
         found = await polling
         assert isinstance(found, Job)
         assert found.id == "a"
+
+
+async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
+    path: Path, clock: Clock
+) -> None:
+    """Nor does one whose call cannot be sealed, nor one whose end cannot be taken note of."""
+    go_on = threading.Event()
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        seal, accepted = store._vault.seal_call, store._accepted
+
+        def sealing(given: Call) -> bytes:
+            if given.body == b"unsealed":
+                raise ValueError("it cannot be sealed")
+            return seal(given)
+
+        def accepting(given: Job, *rest: Any) -> None:
+            accepted(given, *rest)
+            if given.id == "unheard":
+                raise ValueError("it cannot be heard of")
+
+        store._vault.seal_call = sealing  # type: ignore[method-assign,assignment]
+        store._accepted = accepting  # type: ignore[method-assign,assignment]
+        held = store._writer.do(lambda _: go_on.wait(10))  # the others share the commit after this one
+        creating = [
+            asyncio.ensure_future(store.create(job(name, clock=clock), call(name.encode())))
+            for name in ("a", "unsealed", "unheard", "b")
+        ]
+        await asyncio.sleep(0.05)
+        go_on.set()
+        await held
+        outcomes = await asyncio.gather(*creating, return_exceptions=True)
+        assert [str(outcome) for outcome in outcomes] == [
+            "None",
+            "it cannot be sealed",
+            "it cannot be heard of",
+            "None",
+        ]
+        assert await store.get("unsealed") is None
+    async with opened(path, clock) as store:
+        assert [(await store.claim(UPSTREAM)).job.id for _ in range(3)] == ["a", "unheard", "b"]
+
+
+async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+
+    def broken(*_args: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+    monkeypatch.setattr("asyncproxy.stores.sqlite._LONGEST_LOAD_S", 0.05)
+    async with opened(path, clock) as store:
+        for asking in (
+            store.get("a"),
+            store.delete("a"),
+            store.create(job("b", clock=clock), CALL),
+        ):
+            with pytest.raises(StoreUnavailable):
+                await asking
