@@ -7,11 +7,12 @@ import functools
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from asyncproxy.corking import Cork, CorkedTransport
 from asyncproxy.direct import DIRECTORY, go_round
@@ -20,7 +21,7 @@ from asyncproxy.errors import ApiError, InternalError, InvalidRequest, StartupEr
 from asyncproxy.heads import Remembering
 from asyncproxy.responses import error_response
 
-__all__ = ["listening"]
+__all__ = ["connections", "listening"]
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +84,13 @@ class _Site(web.BaseSite):
         runner: web.AppRunner,
         host: str | None,
         port: int,
-        send_timeout_s: float,
+        connection: Callable[[], RequestHandler],
         *,
         reuse_port: bool,
     ) -> None:
         super().__init__(runner, backlog=_BACKLOG)
         self._reuse_port = reuse_port
-        self._send_timeout_s = send_timeout_s
+        self._connection = connection
         self._host = host
         self._port = port
 
@@ -99,25 +100,30 @@ class _Site(web.BaseSite):
 
     async def start(self) -> None:
         await super().start()
-        manager = self._runner.server
-        assert manager is not None
-        loop = asyncio.get_running_loop()
-        connection = functools.partial(
-            _Connection,
-            manager,
-            loop=loop,
-            send_timeout_s=self._send_timeout_s,
-            cork=Cork(_ANSWERS_AT_ONCE),
-            **manager._kwargs,  # noqa: SLF001  as Server.__call__ does
-        )
-        self._server = await loop.create_server(
-            connection,
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connection,
             self._host,
             self._port,
             backlog=self._backlog,
             reuse_address=True,
             reuse_port=self._reuse_port or None,
         )
+
+
+def connections(runner: web.AppRunner, *, send_timeout_s: float) -> Callable[[], RequestHandler]:
+    """What makes a connection to the application of ``runner``, which is set up."""
+    server = runner.server
+    assert server is not None
+    if (directory := runner.app.get(DIRECTORY)) is not None:
+        go_round(server, directory)
+    return functools.partial(
+        _Connection,
+        server,
+        loop=asyncio.get_running_loop(),
+        send_timeout_s=send_timeout_s,
+        cork=Cork(_ANSWERS_AT_ONCE),
+        **server._kwargs,  # noqa: SLF001  as Server.__call__ does
+    )
 
 
 @asynccontextmanager
@@ -138,12 +144,10 @@ async def listening(
     # Handlers get their grace while we still listen; what is left after it is cut off.
     runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=1.0, access_log=None)
     await runner.setup()
-    if (directory := app.get(DIRECTORY)) is not None:
-        assert runner.server is not None
-        go_round(runner.server, directory)
     try:
+        connection = connections(runner, send_timeout_s=send_timeout_s)
         try:
-            await _Site(runner, host, port, send_timeout_s, reuse_port=reuse_port).start()
+            await _Site(runner, host, port, connection, reuse_port=reuse_port).start()
         except OSError as error:
             # The loop puts the address into strerror; the number says why in the system's words.
             reason = os.strerror(error.errno) if error.errno and error.errno > 0 else str(error)

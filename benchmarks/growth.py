@@ -20,6 +20,7 @@ from typing import Any, Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 
 from asyncproxy import credentials, envelope
 from asyncproxy.app import PROXY, build_app
@@ -28,6 +29,7 @@ from asyncproxy.config import load_config
 from asyncproxy.envelope import Answer
 from asyncproxy.ids import RandomIds
 from asyncproxy.jobs import Call, Finished, Job, head_of
+from asyncproxy.server import connections
 from asyncproxy.stores.base import Store
 from benchmarks.errors import Broken
 from benchmarks.servers import UNLIMITED, parked
@@ -82,11 +84,11 @@ class _Wire(asyncio.Transport):
 
 
 class _Client:
-    """Sends requests to a server of aiohttp in this process, one after the other."""
+    """Sends requests over one connection to a server in this process, one after the other."""
 
-    def __init__(self, server: web.Server) -> None:
+    def __init__(self, connection: Callable[[], RequestHandler]) -> None:
         self._wire = _Wire()
-        self._protocol = server()
+        self._protocol = connection()
         self._protocol.connection_made(self._wire)
 
     async def ask(self, request: bytes, status: bytes) -> tuple[float, bytes]:
@@ -215,8 +217,8 @@ async def _measure(upstream_url: str) -> dict[str, dict[str, tuple[float, float]
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
     await runner.setup()
     try:
-        assert runner.server is not None
-        return await _at_each_size(_Client(runner.server), app[PROXY].store)
+        connection = connections(runner, send_timeout_s=60.0)
+        return await _at_each_size(_Client(connection), app[PROXY].store)
     finally:
         await runner.cleanup()
 
