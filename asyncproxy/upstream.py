@@ -11,12 +11,14 @@ import ssl
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
 
 import aiohttp
 from aiohttp import StreamReader
 from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 from aiohttp.http import HttpProcessingError
 from multidict import CIMultiDict
 from yarl import URL
@@ -99,11 +101,9 @@ class Upstream:
         """Hold a pool of connections for the length of a ``with``: nothing can be sent outside it."""
         connector: aiohttp.BaseConnector
         if self._socket_path is not None:
-            connector = aiohttp.UnixConnector(
-                path=self._socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S
-            )
+            connector = _UnixConnector(path=self._socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S)
         else:
-            connector = aiohttp.TCPConnector(
+            connector = _TCPConnector(
                 limit=0,
                 keepalive_timeout=_KEEPALIVE_S,
                 ssl=_ssl_context(self._options),
@@ -279,6 +279,33 @@ class Upstream:
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared
+
+
+class _Clean(aiohttp.BaseConnector):
+    """Gives out no connection on which something came that nobody had asked for.
+
+    It would be the answer to the next request, and that may be another client's.
+    """
+
+    async def connect(
+        self,
+        req: aiohttp.ClientRequest,
+        traces: list[Any],
+        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  the signature is aiohttp's
+    ) -> Connection:
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            if connection.protocol is None or not connection.protocol.should_close:
+                return connection
+            connection.close()
+
+
+class _TCPConnector(_Clean, aiohttp.TCPConnector):
+    pass
+
+
+class _UnixConnector(_Clean, aiohttp.UnixConnector):
+    pass
 
 
 def translate(error: Exception, upstream: str) -> CallError:

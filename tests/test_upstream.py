@@ -144,6 +144,31 @@ async def test_an_answer_that_comes_before_the_body_was_sent() -> None:
         assert wire.connections == 2
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.05])
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_what_nobody_asked_for_is_nobodys_answer(pause_s: float, *, streamed: bool) -> None:
+    def behave(wire: Wire) -> Behave:
+        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            while True:
+                await wire.request(reader)
+                writer.write(OK)
+                await asyncio.sleep(pause_s)
+                writer.write(OK.replace(b"{}", b"[]"))
+
+        return on_connection
+
+    async with server(behave) as wire, upstream(wire) as up:
+        for number in range(1, 4):
+            if streamed:
+                headers = [("Content-Length", "2")]
+                async with up.stream("POST", "/v1/models", headers, b"{}") as response:
+                    body = await response.read()
+            else:
+                body = (await up.call(call(), timeout_s=9)).body
+            assert (body, wire.connections) == (b"{}", number)
+            await asyncio.sleep(3 * pause_s)
+
+
 async def test_a_connection_that_is_to_be_closed_is_not_used_again() -> None:
     closing = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     async with server(answering(closing)) as wire, upstream(wire) as up:
