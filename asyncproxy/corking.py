@@ -1,4 +1,4 @@
-"""Small writes of one round of the event loop leave together, when the round is over.
+"""Small writes of one round of the event loop leave together, at the start of the next one.
 
 A write wakes the one who waits for it, and where that interrupts another core, it costs as much as
 all the rest of sending. One who is awake already, for the write before, needs no waking; and what there
@@ -18,20 +18,20 @@ _SMALL: Final = 64 * 1024
 
 
 class Held(Protocol):
-    """What holds something back until it is flushed. That must not raise."""
+    """What holds something back until it is flushed. That must not raise: others come after it."""
 
     def flush(self) -> None: ...
 
 
 class Cork:
-    """Those who hold something back: ``most`` of them, or the first of a long round waits for all."""
+    """Those who hold something back. When there are ``most`` of them, none waits any longer."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._holding: list[Held] = []
 
     def hold(self, held: Held) -> None:
-        """Have ``held`` flushed at the end of this round."""
+        """Have ``held`` flushed when this round of the loop is over, or earlier. Twice does no harm."""
         holding = self._holding
         if not holding:
             asyncio.get_running_loop().call_soon(self._release)
@@ -46,7 +46,7 @@ class Cork:
 
 
 class CorkedTransport(asyncio.Transport):
-    """``inner``, where an answer may wait for the end of the round. What is written keeps its order."""
+    """``inner``, where an answer may wait for others. What is written keeps its order."""
 
     __slots__ = ("_cork", "_held", "_inner")
 
@@ -57,12 +57,14 @@ class CorkedTransport(asyncio.Transport):
         self._held: bytes | None = None
 
     def write_soon(self, data: bytes) -> None:
-        """Write ``data`` with what else is written in this round: the last thing of an answer."""
-        if self._held is None and len(data) <= _SMALL:
-            self._held = data
-            self._cork.hold(self)
-        else:
+        """Write ``data``, the last thing of an answer, with what else is written in this round."""
+        held = self._held or b""
+        if len(held) + len(data) > _SMALL:
             self.write(data)
+        else:
+            self._held = held + data if held else data
+            if not held:
+                self._cork.hold(self)
 
     def write(self, data: Any) -> None:
         self.flush()

@@ -93,7 +93,7 @@ class KeyRing:
         self.replace(keys)
 
     def replace(self, keys: Iterable[str]) -> None:
-        """Let in those with other keys from now on."""
+        """Let in those with other keys from now on. ``digests`` is another tuple then."""
         self.digests = tuple(digest(key, self._key) for key in keys)
 
     def __bool__(self) -> bool:

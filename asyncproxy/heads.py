@@ -1,12 +1,12 @@
 """What the head of a request says: who it is from, what kind of job it asks for, what goes upstream.
 
 A client writes the same head with each of its requests, but for the length of the body. So a connection
-remembers the last one that it had, and what that meant: reading it costs as much as all else about a
-submit.
+remembers the last one that it had, and what that meant: to read it anew takes a fifth of a submit.
 """
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import Any, Final
 
 import msgspec
@@ -25,8 +25,9 @@ RawHead = tuple[tuple[bytes, bytes], ...]
 # Of a client's, as far as the log has it. It goes upstream whole.
 _LONGEST_REQUEST_ID: Final = 256
 
-# Bytes of a head that is remembered: a connection that idles must not cost much.
-_LONGEST_REMEMBERED: Final = 4096
+# Fields and bytes of a head that is remembered: a connection that idles must not cost much.
+_MOST_FIELDS: Final = 32
+_MOST_BYTES: Final = 4096
 
 _LEFT: Final = headers.OURS | {"accept-encoding"}
 
@@ -69,7 +70,7 @@ class _Remembered(msgspec.Struct, frozen=True, gc=False):
     """A head, the fields around its ``Content-Length``, that one's name, and the keys then."""
 
     before: RawHead
-    length: bytes
+    length_name: bytes
     after: RawHead
     keys: tuple[bytes, ...]
     head: Head
@@ -112,12 +113,12 @@ class Heads:
         connection, raw = request.protocol, request.raw_headers
         if not isinstance(connection, Remembering):
             return self._read(request)
-        last = connection.last_head
+        last = connection.last_head  # with other keys (a reload), it may not come in any more
         if last is not None and last.keys is self._keys.digests:
             at = len(last.before)
             if (
                 len(raw) > at
-                and raw[at][0] == last.length
+                and raw[at][0] == last.length_name
                 and raw[:at] == last.before
                 and raw[at + 1 :] == last.after
             ):
@@ -142,6 +143,7 @@ class Heads:
         )
 
     def _sent(self, request: web.BaseRequest, caller: Caller) -> tuple[str, ...]:
+        # There is always a field: X-Forwarded-Proto, if no other.
         fields = upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
         there = {name.lower() for name, _ in fields}
         pieces = [head_of(fields)]
@@ -152,10 +154,10 @@ class Heads:
         return tuple(pieces)
 
     def _remembered(self, raw: RawHead, head: Head) -> _Remembered | None:
-        if sum(len(name) + len(value) for name, value in raw) > _LONGEST_REMEMBERED:
+        if len(raw) > _MOST_FIELDS or len(b"".join(chain.from_iterable(raw))) > _MOST_BYTES:
             return None
         for at, (name, _) in enumerate(raw):
-            if name.lower() == b"content-length":
+            if len(name) == len("Content-Length") and name.lower() == b"content-length":
                 return _Remembered(raw[:at], name, raw[at + 1 :], self._keys.digests, head)
         return None
 

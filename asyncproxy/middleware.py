@@ -54,7 +54,7 @@ def upstream_headers(
     """The header fields that a request goes upstream with, but for its ``Content-Length``.
 
     ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
-    ``without`` names further ones that stay behind, lower case.
+    ``without`` names further ones that stay behind, lower case. No ``request_id``: none is added.
     """
     given = request.headers
     if keys and credential_header is not None:

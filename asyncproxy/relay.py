@@ -12,6 +12,7 @@ from functools import partial
 from aiohttp import web
 
 from asyncproxy import answers, submission
+from asyncproxy.corking import CorkedTransport
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import ApiError, StillRunning, StreamingNotSupported, UnsupportedMediaType
 from asyncproxy.events import Observer, RelayHop
@@ -94,7 +95,7 @@ class Relay:
         except ApiError as error:
             self._service.refused(endpoint, error)
             raise
-        del asked  # nothing of the body is kept here while the job is held
+        del asked, head  # nothing of the request is kept here while the job is held
         return await self._hold(endpoint, request, job, hop=0)
 
     async def _submit(
@@ -142,6 +143,8 @@ class Relay:
         except ConnectionError:
             return response
         transport = request.transport
+        if isinstance(transport, CorkedTransport):
+            transport.flush()
         if transport is not None and not transport.is_closing():
             await self._service.delivered(outcome, keep_s)
         return response

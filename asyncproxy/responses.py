@@ -142,8 +142,8 @@ class WireResponse(web.Response):
         writer.output_size += len(head)  # from here on no other answer can be given
         pieces = (body,) if self._pieces is None else self._pieces()
         if bodiless or request.method == "HEAD":
-            transport.write(head)
-        elif self._size <= _PIECE:
+            pieces = ()
+        if not pieces or self._size <= _PIECE:
             whole = b"".join((head, *pieces))
             if isinstance(transport, CorkedTransport):
                 transport.write_soon(whole)

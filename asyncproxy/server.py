@@ -56,6 +56,12 @@ class _Connection(Remembering):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         super().connection_made(CorkedTransport(cast("asyncio.Transport", transport), self._cork))
 
+    def eof_received(self) -> None:
+        # The transport closes itself next, also if the client only has nothing more to say.
+        if isinstance(self.transport, CorkedTransport):
+            self.transport.flush()
+        super().eof_received()
+
     def handle_error(
         self,
         request: web.BaseRequest,

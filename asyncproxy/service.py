@@ -110,7 +110,10 @@ class JobService:
         return self._heads.caller(request)
 
     def admit(self, request: web.BaseRequest) -> Head:
-        """What a request says that is to become a job, if jobs are taken and this may be one."""
+        """The head of a request that is to become a job, while jobs are taken.
+
+        Raises :class:`ShuttingDown`, and what :meth:`Heads.read` does.
+        """
         if self._dispatcher.draining:
             raise _shutting_down()
         return self._heads.read(request)

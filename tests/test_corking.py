@@ -67,7 +67,6 @@ async def test_what_cannot_wait_leaves_after_what_waits() -> None:
     steps: list[tuple[Callable[[CorkedTransport], None], object]] = [
         (lambda t: t.write(b"at once"), b"at once"),
         (lambda t: t.write_soon(LARGE), LARGE),
-        (lambda t: t.write_soon(b"another answer"), b"another answer"),
         (lambda t: t.writelines([b"l", b"m"]), b"lm"),
         (lambda t: t.write_eof(), "eof"),
         (lambda t: t.close(), "close"),
@@ -79,6 +78,14 @@ async def test_what_cannot_wait_leaves_after_what_waits() -> None:
         assert told == [("a", b"1"), ("a", said)]
         await asyncio.sleep(0)
         assert told == [("a", b"1"), ("a", said)]
+
+
+async def test_answers_of_one_connection_are_one_write() -> None:
+    told, (a,) = wires("a")
+    a.write_soon(b"1")
+    a.write_soon(b"2")
+    await asyncio.sleep(0)
+    assert told == [("a", b"12")]
 
 
 async def test_a_large_answer_does_not_wait_nor_does_what_is_no_whole_answer() -> None:

@@ -125,10 +125,13 @@ def test_the_same_head_is_read_once_whatever_the_length_of_its_body(connection: 
     assert read(heads, connection) is not first, "only the last one is remembered"
 
 
-def test_nothing_is_remembered_of_a_long_head(connection: Remembering) -> None:
+def test_nothing_is_remembered_of_a_long_head_nor_of_many_fields(connection: Remembering) -> None:
     heads = Heads(KeyRing([], KEY), KEY)
     read(heads, connection)
     read(heads, connection, [*USUAL, ("X-Long", "x" * 4096)])
+    assert connection.last_head is None
+    read(heads, connection)
+    read(heads, connection, [*USUAL, *((f"x{number}", "") for number in range(32))])
     assert connection.last_head is None
 
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import struct
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import openai
 import pytest
 from aiohttp import web
 
+from asyncproxy import answers
+from asyncproxy.jobs import Finished
 from asyncproxy.responses import WireResponse
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_openai_client import sdk_embeddings
@@ -367,3 +372,34 @@ async def test_a_held_call_that_ends_within_the_grace_is_delivered(
     slow.done.set()
     assert (await call).json() == {"ok": 1}
     await draining
+
+
+async def test_an_answer_that_was_not_taken_is_there_for_the_retry(
+    proxy: Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the client goes in the very round in which its answer is written."""
+    gateway.behaviour = slow = Slow()
+    body = json.dumps(EMBED).encode()
+    head = f"POST {RELAY} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    parts = urlsplit(proxy.url)
+    client = socket.create_connection((parts.hostname, parts.port))
+    client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+    await gateway.until(lambda: bool(gateway.received))
+    own_response = answers.own_response
+    given: list[Finished] = []
+
+    def reset_before(outcome: Finished) -> WireResponse:
+        if not given:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()  # its reset arrives, and is not read before the answer is written
+        given.append(outcome)
+        return own_response(outcome)
+
+    monkeypatch.setattr(answers, "own_response", reset_before)
+    slow.done.set()
+    async with asyncio.timeout(10):
+        while not given:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0.05)
+    retry = await proxy.post(RELAY, headers={"x-stainless-retry-count": "1"})
+    assert (retry.status, len(gateway.received)) == (200, 1)
