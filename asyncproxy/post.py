@@ -8,18 +8,19 @@ is there. What is left to aiohttp is what is hard: the connections, TLS, names, 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from types import TracebackType
 from typing import Final, Self
 
 import aiohttp
-from aiohttp import hdrs
+from aiohttp import StreamReader, hdrs
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.http import StreamWriter
 from yarl import URL
 
 from asyncproxy.corking import Cork
 
-__all__ = ["Pool", "Post"]
+__all__ = ["Connections", "Post"]
 
 # Longest header line taken from an upstream, in bytes, and how many of them.
 MAX_FIELD: Final = 64 * 1024
@@ -27,7 +28,8 @@ MAX_FIELDS: Final = 512
 
 READ_BUFFER: Final = 64 * 1024
 
-# A body is handed to the transport in pieces of this size, each when the one before has left.
+# A request with a body up to this size is one write. A larger body is handed to the transport in pieces
+# of it, as the transport takes them, while an answer is waited for: it may come before the end.
 _PIECE: Final = 256 * 1024
 
 # Calls that may wait for each other. With more, so many answers arrive at once that the first ones are
@@ -35,8 +37,8 @@ _PIECE: Final = 256 * 1024
 _CALLS_AT_ONCE: Final = 8
 
 
-class Pool:
-    """The connections of a connector to one origin."""
+class Connections:
+    """Those of a connector to one origin."""
 
     def __init__(self, connector: aiohttp.BaseConnector, origin: str) -> None:
         # What the connector knows a connection by. It is never sent.
@@ -45,7 +47,7 @@ class Pool:
         self.cork = Cork(_CALLS_AT_ONCE)
         self.host = self._request.headers[hdrs.HOST]
 
-    async def connection(self, connect_s: float) -> aiohttp.connector.Connection:
+    async def take(self, connect_s: float) -> aiohttp.connector.Connection:
         """A connection that is free, or a new one.
 
         Raises :class:`aiohttp.ClientError`, a ``ConnectionTimeoutError`` after ``connect_s``.
@@ -64,34 +66,49 @@ class Post:
     client does, and :class:`aiohttp.http.HttpProcessingError` for an answer that is none.
     """
 
-    def __init__(self, pool: Pool, head: bytes, body: bytes, *, connect_s: float) -> None:
-        self._pool = pool
+    protocol: ResponseHandler
+    status: int
+    headers: tuple[tuple[bytes, bytes], ...]
+    length: int  # as the answer says, 0 if it does not
+    content: StreamReader
+
+    def __init__(self, connections: Connections, head: bytes, body: bytes, *, connect_s: float) -> None:
+        self._connections = connections
         self._head = head
         self._body = body
         self._connect_s = connect_s
         self._sending: asyncio.Task[None] | None = None
+        self._begun = False  # it may be answered
+        self._handed_over = False  # all of it, to the transport
 
     async def __aenter__(self) -> Self:
-        self._connection = await self._pool.connection(self._connect_s)
+        self._connection = await self._connections.take(self._connect_s)
         try:
-            await self._begin(self._connection)
+            await self._exchange(self._connection)
         except BaseException:
-            self._end(reusable=False)
+            self._end(whole=False)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end(reusable=error is None)
+        self._end(whole=error is None)
 
     def flush(self) -> None:
-        """Send the request, if it is not given up already."""
+        """Send the request, unless it was given up."""
         transport = self._connection.transport
-        if transport is not None and not transport.is_closing():
+        if transport is not None and not transport.is_closing() and self._may_begin():
             transport.write(self._head + self._body)
+            self._handed_over = True
 
-    async def _begin(self, connection: aiohttp.connector.Connection) -> None:
+    def _may_begin(self) -> bool:
+        """Whether nothing has come yet: what comes unasked is the answer to no request of ours."""
+        protocol = self._connection.protocol
+        self._begun = protocol is not None and not protocol.should_close
+        return self._begun
+
+    async def _exchange(self, connection: aiohttp.connector.Connection) -> None:
         protocol = connection.protocol
         if protocol is None:
             raise aiohttp.ServerDisconnectedError
@@ -103,12 +120,14 @@ class Post:
             max_headers=MAX_FIELDS,
         )
         if len(self._body) <= _PIECE:
-            self._pool.cork.hold(self)
+            self._connections.cork.hold(self)
         else:
             self._sending = asyncio.create_task(self._send(protocol))
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
             message, content = await protocol.read()
+        if not self._begun:
+            raise aiohttp.ServerConnectionError("an answer came before its request")
         self.protocol = protocol
         self.status = message.code
         self.headers = message.raw_headers
@@ -117,18 +136,22 @@ class Post:
 
     async def _send(self, protocol: ResponseHandler) -> None:
         writer = StreamWriter(protocol, asyncio.get_running_loop())
-        await writer.write(self._head)
-        for start in range(0, len(self._body), _PIECE):
-            await writer.write(self._body[start : start + _PIECE])
+        # Whoever reads the answer hears of the end of the connection.
+        with contextlib.suppress(ConnectionError, aiohttp.ClientError):
+            if self._may_begin():
+                await writer.write(self._head)
+                for start in range(0, len(self._body), _PIECE):
+                    await writer.write(self._body[start : start + _PIECE])
+                self._handed_over = True
 
-    def _end(self, *, reusable: bool) -> None:
-        sending = self._sending
-        if sending is not None and not sending.done():
-            sending.cancel()  # the answer came before all of the body was sent
-            reusable = False
-        elif sending is not None and (sending.cancelled() or sending.exception()):
-            reusable = False
-        if reusable:
+    def _end(self, *, whole: bool) -> None:
+        """Give the connection back, or close it. ``whole``: all of the answer was read."""
+        if self._sending is not None:
+            self._sending.cancel()
+        transport = self._connection.transport
+        # An answer may come before all of the request has left. What is sent next would go on with it.
+        left = transport is not None and not transport.get_write_buffer_size()
+        if whole and self._handed_over and left:
             self._connection.release()
         else:
             self._connection.close()

@@ -32,7 +32,7 @@ from asyncproxy.errors import (
     UpstreamUnreachable,
 )
 from asyncproxy.jobs import Call
-from asyncproxy.post import Pool, Post
+from asyncproxy.post import Connections, Post
 from asyncproxy.routing import Target
 from asyncproxy.turns import HEAVY_BYTES, Turns
 
@@ -88,7 +88,9 @@ class Upstream:
         self._turns = turns
         self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
         self._session: aiohttp.ClientSession
-        self._pool: Pool
+        # Of all calls: known once there are connections.
+        self._connections: Connections
+        self._lines: str
         self._busy = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -119,10 +121,11 @@ class Upstream:
             read_bufsize=post.READ_BUFFER,
             trust_env=False,
         ) as self._session:
-            self._pool = Pool(connector, self._target.origin)
-            self._set = "".join(f"{name}: {value}\r\n" for name, value in self._headers)
+            self._connections = Connections(connector, self._target.origin)
+            fields = self._headers
             if "host" not in self._overridden:
-                self._set = f"Host: {self._pool.host}\r\n{self._set}"
+                fields = (("Host", self._connections.host), *fields)
+            self._lines = _lines(pair for pair in fields if pair[0].lower() != "accept-encoding")
             yield
 
     async def idle(self) -> None:
@@ -155,7 +158,7 @@ class Upstream:
         try:
             async with (
                 asyncio.timeout(timeout_s),
-                Post(self._pool, self._head(call), call.body, connect_s=connect_s) as answer,
+                Post(self._connections, self._head(call), call.body, connect_s=connect_s) as answer,
             ):
                 if answer.status < 200:
                     raise aiohttp.ClientConnectionError(f"unexpected status {answer.status}")
@@ -166,15 +169,14 @@ class Upstream:
 
     def _head(self, call: Call) -> bytes:
         """The request line and the header fields. Raises :class:`ValueError` if they cannot be sent."""
-        if "\r" in call.head or "\0" in call.head:
+        if "\r" in call.head or "\0" in call.head:  # of what would split it, a call has no line feed
             raise ValueError("a header field cannot be sent")
         fields = call.headers
         if self._overridden:
             fields = [pair for pair in fields if pair[0].lower() not in self._overridden]
-        lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         return (
-            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._set}{lines}"
+            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._lines}{_lines(fields)}"
             f"Accept-Encoding: identity\r\nContent-Length: {len(call.body)}\r\n\r\n"
         ).encode()
 
@@ -279,6 +281,10 @@ class Upstream:
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared
+
+
+def _lines(fields: Iterable[tuple[str, str]]) -> str:
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])
 
 
 class _Clean(aiohttp.BaseConnector):

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
 
+from asyncproxy.corking import Cork, Held
 from asyncproxy.errors import UpstreamTimeout, UpstreamUnreachable
 from asyncproxy.jobs import Call, head_of
+from asyncproxy.post import Connections, Post
 from asyncproxy.turns import Turns
 from asyncproxy.upstream import Upstream, UpstreamOptions
 
@@ -104,11 +109,14 @@ async def test_what_is_sent() -> None:
         ]
 
 
-async def test_a_host_of_the_operator_is_the_only_one() -> None:
-    async with server(answering(OK)) as wire, upstream(wire, ("host", "inner.example")) as up:
-        await up.call(call(), timeout_s=9)
-        assert wire.heads[0].lower().count(b"\r\nhost:") == 1
-        assert b"\r\nhost: inner.example\r\n" in wire.heads[0]
+async def test_a_field_of_the_operator_is_the_only_one() -> None:
+    ours = (("host", "inner.example"), ("ACCEPT-ENCODING", "gzip"))
+    async with server(answering(OK)) as wire, upstream(wire, *ours) as up:
+        await up.call(call(b"{}", ("Accept-Encoding", "br")), timeout_s=9)
+        head = wire.heads[0].lower()
+        assert (head.count(b"\r\nhost:"), head.count(b"\r\naccept-encoding:")) == (1, 1)
+        assert b"\r\nhost: inner.example\r\n" in head
+        assert b"\r\naccept-encoding: identity\r\n" in head
 
 
 @pytest.mark.parametrize("body", [b"{}", LARGE])
@@ -127,7 +135,10 @@ async def test_what_comes_before_the_answer_is_not_the_answer() -> None:
         assert wire.connections == 1
 
 
-async def test_an_answer_that_comes_before_the_body_was_sent() -> None:
+@pytest.mark.parametrize("size", [250_000, 30_000_000])
+async def test_an_answer_that_comes_before_the_body_was_sent(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It counts, and nothing else is sent over a connection that is in the middle of a request."""
 
     def behave(wire: Wire) -> Behave:
@@ -138,9 +149,19 @@ async def test_an_answer_that_comes_before_the_body_was_sent() -> None:
 
         return on_connection
 
+    take = Connections.take
+
+    async def narrow(connections: Connections, connect_s: float) -> Connection:
+        connection = await take(connections, connect_s)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # what is not read stays with us
+        return connection
+
+    monkeypatch.setattr(Connections, "take", narrow)
     async with server(behave) as wire, upstream(wire) as up:
         for _ in range(2):
-            assert (await up.call(call(10 * LARGE), timeout_s=9)).status == 413
+            assert (await up.call(call(size * b"x"), timeout_s=9)).status == 413
         assert wire.connections == 2
 
 
@@ -167,6 +188,46 @@ async def test_what_nobody_asked_for_is_nobodys_answer(pause_s: float, *, stream
                 body = (await up.call(call(), timeout_s=9)).body
             assert (body, wire.connections) == (b"{}", number)
             await asyncio.sleep(3 * pause_s)
+
+
+@pytest.mark.parametrize("body", [b"{}", LARGE])
+async def test_what_comes_before_a_request_was_sent_is_not_its_answer(
+    body: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request waits for others for a moment: its connection may say something meanwhile."""
+    writers: list[asyncio.StreamWriter] = []
+
+    def behave(wire: Wire) -> Behave:
+        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writers.append(writer)
+            while True:
+                await wire.request(reader)
+                writer.write(OK)
+
+        return on_connection
+
+    send = Post._send
+
+    def hold(_cork: Cork, held: Held) -> None:
+        writers[-1].write(OK)
+        asyncio.get_running_loop().call_later(0.05, held.flush)
+
+    async def send_later(post: Post, protocol: ResponseHandler) -> None:
+        writers[-1].write(OK)
+        await asyncio.sleep(0.05)
+        await send(post, protocol)
+
+    async with server(behave) as wire, upstream(wire) as up:
+        assert (await up.call(call(), timeout_s=9)).status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr(Cork, "hold", hold)
+            patch.setattr(Post, "_send", send_later)
+            with pytest.raises(UpstreamUnreachable) as caught:
+                await up.call(call(body), timeout_s=9)
+        assert "an answer came before its request" in caught.value.detail
+        await asyncio.sleep(0.1)
+        assert len(wire.heads) == 1
+        assert (await up.call(call(), timeout_s=9)).status == 200
 
 
 async def test_a_connection_that_is_to_be_closed_is_not_used_again() -> None:
