@@ -21,7 +21,7 @@ class _Entry(msgspec.Struct, gc=False):
     job: Job
     size: int
     call: Call | None
-    row: int
+    seq: int
     order: int = -1  # its place in the queue, known once it was claimed
 
 
@@ -69,10 +69,10 @@ class Ledger:
         assert call is not None
         return call
 
-    def row_of(self, job_id: str) -> int | None:
-        """The row that a live job was added with. None if it is not here."""
+    def seq_of(self, job_id: str) -> int | None:
+        """The number that a live job was added with. None if it is not here."""
         entry = self._entries.get(job_id)
-        return None if entry is None else entry.row
+        return None if entry is None else entry.seq
 
     def states(self) -> States:
         """How the live jobs stand."""
@@ -95,9 +95,9 @@ class Ledger:
         live, most = self.bytes + size, self.limits.max_bytes
         return live <= most // 2 and live + result_bytes <= most
 
-    def add(self, job: Job, size: int, call: Call | None = None, row: int = 0) -> None:
-        """Count a job that cannot be claimed yet. Its ``call``, or else the ``row`` that has it."""
-        self._entries[job.id] = _Entry(job, size, call, row)
+    def add(self, job: Job, size: int, call: Call | None = None, seq: int = 0) -> None:
+        """Count a job that cannot be claimed yet, with its ``call``, or a number to find that by."""
+        self._entries[job.id] = _Entry(job, size, call, seq)
         self.bytes += size
         self._per_credential[job.credential] += 1
 

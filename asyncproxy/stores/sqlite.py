@@ -99,7 +99,10 @@ class SqliteStore:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._results = 0
         self._result_bytes = 0
-        self._rows = 0  # of jobs, that were given so far
+        # The number of the last job: its row's. None is used twice while we run, and nothing on disk
+        # refers to one, so those of jobs that are gone may come again after a start.
+        self._last_seq = 0
+        self._complete = False  # all jobs on disk are known
         self._writer: Writer
         self._readers: ThreadPoolExecutor
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
@@ -139,7 +142,7 @@ class SqliteStore:
 
     async def _count(self) -> None:
         try:
-            self._results, self._result_bytes, self._rows = await self._read(_counted)
+            self._results, self._result_bytes, self._last_seq = await self._read(_counted)
         except StoreUnavailable as error:
             raise StartupError(f"{self._path} cannot be used: {error.detail}") from error
 
@@ -164,24 +167,28 @@ class SqliteStore:
                         "job %d of %s is damaged, and left there: %s", seq, self._path, error
                     )
                     continue
-                self._live.add(job, size, row=seq)
+                self._live.add(job, size, seq=seq)
                 self._live.enqueue(job)
                 taken += 1
             await asyncio.sleep(0)  # others have their turn
+        self._complete = True
         self._loaded.set()
         if taken:
             logger.info("took up %d unfinished jobs from %s", taken, self._path)
 
     async def _taken_up(self) -> None:
         """Wait until all jobs on disk are known. Raises :class:`StoreUnavailable` if it takes long."""
-        try:
-            async with asyncio.timeout(_LONGEST_LOAD_S):
-                await self._loaded.wait()
-        except TimeoutError:
-            raise StoreUnavailable("The store is still being read. Try again later.") from None
+        if not self._loaded.is_set():
+            try:
+                async with asyncio.timeout(_LONGEST_LOAD_S):
+                    await self._loaded.wait()
+            except TimeoutError:
+                raise StoreUnavailable("The store is still being read. Try again later.") from None
+        if not self._complete:
+            raise StoreUnavailable("The store is closed.")
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
-        if not self._loaded.is_set():
+        if not self._complete:
             await self._taken_up()
         if alias is None:
             await self._accept(job, call, None)
@@ -209,16 +216,17 @@ class SqliteStore:
             self._live.check(job)
             if not self._live.fits(size, self._result_bytes):
                 raise StoreFull("The store is full. Try again later.", retry_after_s=5)
-        self._rows += 1
-        self._live.add(job, size, row=self._rows)
+        self._last_seq += 1
+        self._live.add(job, size, seq=self._last_seq)
         await self._writer.do(
             partial(_insert, alias),
             partial(self._accepted, job, call),
-            prepare=partial(self._row, self._rows, job, size, call),
+            prepare=partial(self._row, self._last_seq, job, size, call),
+            size=size,
         )
 
-    def _row(self, row: int, job: Job, size: int, call: Call) -> tuple[Any, ...]:
-        return row, job.id, size, self._vault.pack_job(job), self._vault.seal_call(call)
+    def _row(self, seq: int, job: Job, size: int, call: Call) -> tuple[Any, ...]:
+        return seq, job.id, size, self._vault.pack_job(job), self._vault.seal_call(call)
 
     def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
         if error is not None:
@@ -234,9 +242,9 @@ class SqliteStore:
         job = self._live.get(job_id)
         if job is not None:
             return job
-        loaded = self._loaded.is_set()
+        complete = self._complete
         outcome = self._hot.get(job_id) or await self._kept(job_id)
-        if outcome is None and not loaded:  # it may be one that is still to be taken up
+        if outcome is None and not complete:  # it may be one that is still to be taken up
             await self._taken_up()
             if (job := self._live.get(job_id)) is not None:
                 return job
@@ -265,8 +273,8 @@ class SqliteStore:
             if call is not None:
                 return Claim(job, call)
             try:
-                row = self._live.row_of(job.id)
-                return Claim(job, await self._read(partial(self._call_of, row)))
+                seq = self._live.seq_of(job.id)
+                return Claim(job, await self._read(partial(self._call_of, seq)))
             except Unreadable as error:
                 raise UnreadableCall(job) from error
             except asyncio.CancelledError:
@@ -276,8 +284,8 @@ class SqliteStore:
                 logger.warning("job %s cannot be read: %s", job.id, error.detail)
                 self._live.release(job, attempts=job.attempts, delay_s=_RETRY_READ_S)
 
-    def _call_of(self, row: int | None, on: sqlite3.Connection) -> Call:
-        found = on.execute("SELECT call FROM jobs WHERE seq = ?", (row,)).fetchone()
+    def _call_of(self, seq: int | None, on: sqlite3.Connection) -> Call:
+        found = on.execute("SELECT call FROM jobs WHERE seq = ?", (seq,)).fetchone()
         if found is None:
             raise Unreadable("it is not there")
         return self._vault.open_call(found[0])
@@ -299,17 +307,17 @@ class SqliteStore:
         assert before is not None
         if call is not None or (attempts, job.upstream) != (before.attempts, before.upstream):
             # On disk first: an attempt that was made counts, whatever happens to this process.
-            row = self._live.row_of(job.id)
-            await self._writer.do(partial(self._update, row, kept, call, size))
+            seq = self._live.seq_of(job.id)
+            await self._writer.do(partial(self._update, seq, kept, call, size))
         self._live.release(job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size)
 
     def _update(
-        self, row: int | None, job: Job, call: Call | None, size: int | None, on: sqlite3.Connection
+        self, seq: int | None, job: Job, call: Call | None, size: int | None, on: sqlite3.Connection
     ) -> None:
-        on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (self._vault.pack_job(job), row))
+        on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (self._vault.pack_job(job), seq))
         if call is not None:
             sealed = self._vault.seal_call(call)
-            on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (sealed, size, row))
+            on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (sealed, size, seq))
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
@@ -318,9 +326,10 @@ class SqliteStore:
         if not self._live.holds(job):
             return False
         return await self._writer.do(
-            partial(_replace, self._live.row_of(job.id), outcome),
+            partial(_replace, self._live.seq_of(job.id), outcome),
             partial(self._finished, outcome),
             prepare=partial(self._vault.pack_outcome, outcome),
+            size=outcome.size,
         )
 
     def _finished(self, outcome: Finished, replaced: bool | Exception) -> None:  # noqa: FBT001  a step's result
@@ -338,7 +347,7 @@ class SqliteStore:
         waited = self._live.withdraw(job_id)  # not to be sent while it is being deleted
         return (
             await self._writer.do(
-                partial(_remove, self._live.row_of(job_id), job_id, self._clock()),
+                partial(_remove, self._live.seq_of(job_id), job_id, self._clock()),
                 partial(self._removed, job_id, waited),
             )
             is not None
@@ -493,8 +502,8 @@ def _insert(alias: Alias | None, row: tuple[Any, ...], on: sqlite3.Connection) -
         )
 
 
-def _replace(row: int | None, outcome: Finished, packed: bytes, on: sqlite3.Connection) -> bool:
-    if not on.execute("DELETE FROM jobs WHERE seq = ?", (row,)).rowcount:
+def _replace(seq: int | None, outcome: Finished, packed: bytes, on: sqlite3.Connection) -> bool:
+    if not on.execute("DELETE FROM jobs WHERE seq = ?", (seq,)).rowcount:
         return False  # it was deleted by a step before this one
     on.execute(
         "INSERT INTO results (id, expires_at, size, outcome) VALUES (?, ?, ?, ?)",
@@ -504,7 +513,7 @@ def _replace(row: int | None, outcome: Finished, packed: bytes, on: sqlite3.Conn
 
 
 def _counted(on: sqlite3.Connection) -> tuple[int, int, int]:
-    """How many results there are, their bytes, and the last row of a job."""
+    """How many results there are, their bytes, and the number of the last job."""
     results: tuple[int, int] = on.execute(
         "SELECT count(*), coalesce(sum(size), 0) FROM results"
     ).fetchone()
@@ -512,10 +521,13 @@ def _counted(on: sqlite3.Connection) -> tuple[int, int, int]:
     return *results, last
 
 
-def _remove(row: int | None, job_id: str, now: float, on: sqlite3.Connection) -> int | None:
-    """The size of the result that is gone, 0 for a live job. None: there was neither."""
+def _remove(seq: int | None, job_id: str, now: float, on: sqlite3.Connection) -> int | None:
+    """The size of the result that is gone, 0 for a live job. None: there was neither.
+
+    Without a ``seq`` it was no live job.
+    """
     on.execute("DELETE FROM aliases WHERE job_id = ?", (job_id,))
-    if on.execute("DELETE FROM jobs WHERE seq = ?", (row,)).rowcount:
+    if on.execute("DELETE FROM jobs WHERE seq = ?", (seq,)).rowcount:
         return 0
     delete = "DELETE FROM results WHERE id = ? AND expires_at > ? RETURNING size"
     gone: list[tuple[int]] = on.execute(delete, (job_id, now)).fetchall()

@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import queue
 import sqlite3
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from asyncproxy.errors import StoreUnavailable
 from asyncproxy.stores.sqlite_file import translate
 
 __all__ = ["Step", "Then", "Writer"]
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-# What is done in a transaction, with what was prepared for it, if anything was, and the connection. And
-# what hears of its end on the loop: its result or error.
+# What is done in a transaction. It gets what was prepared for it, if anything was, and the connection.
 Step = Callable[..., T]
+
+# What hears on the loop how a step has ended: its result, or its error.
 Then = Callable[[T | Exception], None]
 
-_Item = tuple[Callable[[], Any] | None, Step[Any], Then[Any] | None, asyncio.Future[Any]]
-
-# Steps that share a commit at the most: those that wait for it must not wait for long.
+# Steps that share a commit at the most, and bytes: those that wait for it must not wait for long, and
+# what was prepared for them is all there at once.
 _MOST_STEPS = 1024
+_MOST_BYTES = 4 * 1024 * 1024
+
+
+class _Item(NamedTuple):
+    step: Step[Any]
+    then: Then[Any] | None
+    prepare: Callable[[], Any] | None
+    size: int
+    done: asyncio.Future[Any]
 
 
 class Writer:
@@ -63,18 +75,20 @@ class Writer:
         then: Then[T] | None = None,
         *,
         prepare: Callable[[], Any] | None = None,
+        size: int = 0,
     ) -> asyncio.Future[T]:
         """Run ``step`` in a transaction; its result, once that is on disk.
 
         ``prepare`` runs before the transaction begins, for all steps that share it one after another:
-        to seal ten calls in a row takes half of what it takes between other things.
+        to seal ten calls in a row takes half of what it takes between other things. What it makes has
+        about ``size`` bytes.
 
         The future fails with :class:`~asyncproxy.errors.StoreFull` or ``StoreUnavailable``, and then
         the step has changed nothing. Cancelling the future does not stop the step, and ``then`` hears
         of its end all the same, before whoever waits for the future.
         """
         done: asyncio.Future[T] = self._loop.create_future()
-        item = (prepare, step, then, done)
+        item = _Item(step, then, prepare, size, done)
         if self._closed:
             _tell([item], [StoreUnavailable("The store is closed.")])
         else:
@@ -84,13 +98,18 @@ class Writer:
     def _work(self) -> None:
         more = True
         while more:
-            batch = [self._waiting.get()]
-            while len(batch) < _MOST_STEPS and not self._waiting.empty():
-                batch.append(self._waiting.get_nowait())
-            more = batch[-1] is not None
-            items = [item for item in batch if item is not None]
+            items: list[_Item] = []
+            size = 0
+            item = self._waiting.get()
+            while item is not None:
+                items.append(item)
+                size += item.size
+                if len(items) == _MOST_STEPS or size >= _MOST_BYTES or self._waiting.empty():
+                    break
+                item = self._waiting.get_nowait()
+            more = item is not None
             if items:
-                outcomes = self._commit([_prepared(prepare, step) for prepare, step, _, _ in items])
+                outcomes = self._commit([_prepared(item) for item in items])
                 self._loop.call_soon_threadsafe(_tell, items, outcomes)
 
     def _commit(self, steps: list[Step[Any]]) -> list[Any]:
@@ -111,11 +130,11 @@ class Writer:
         return results
 
 
-def _prepared(prepare: Callable[[], Any] | None, step: Step[Any]) -> Step[Any]:
-    if prepare is None:
-        return step
+def _prepared(item: _Item) -> Step[Any]:
+    if item.prepare is None:
+        return item.step
     try:
-        return partial(step, prepare())
+        return partial(item.step, item.prepare())
     except Exception as error:  # noqa: BLE001  it is the caller's, and not that of the others
         return partial(_fail, error)
 
@@ -133,16 +152,17 @@ def _ours(error: Exception) -> Exception:
 
 
 def _tell(items: list[_Item], outcomes: list[Any]) -> None:
-    for (_, _, then, done), outcome in zip(items, outcomes, strict=True):
+    for item, outcome in zip(items, outcomes, strict=True):
         error = outcome if isinstance(outcome, Exception) else None
-        if then is not None:
+        if item.then is not None:
             try:
-                then(outcome)
-            except Exception as ours:  # noqa: BLE001  it is the caller's, and not that of the others
+                item.then(outcome)
+            except Exception as ours:
+                logger.exception("what was written is not taken note of: an error inside the proxy")
                 error = ours
-        if done.done():
-            continue
+        if item.done.done():
+            continue  # nobody waits for it any more
         if error is not None:
-            done.set_exception(error)
+            item.done.set_exception(error)
         else:
-            done.set_result(outcome)
+            item.done.set_result(outcome)

@@ -531,3 +531,39 @@ async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
         ):
             with pytest.raises(StoreUnavailable):
                 await asking
+
+
+async def test_large_ones_do_not_all_share_a_commit(path: Path, clock: Clock) -> None:
+    """What is sealed before it is written is all in memory at once."""
+    go_on = threading.Event()
+    statements: list[str] = []
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        held = store._writer.do(lambda _: go_on.wait(10))
+        creating = [
+            asyncio.ensure_future(store.create(job(str(number), clock=clock), call(b"x" * 1024**2)))
+            for number in range(12)
+        ]
+        await asyncio.sleep(0)
+        store._writer._connection.set_trace_callback(statements.append)
+        go_on.set()
+        await asyncio.gather(held, *creating)
+        assert statements.count("BEGIN IMMEDIATE") == 3
+
+
+async def test_a_store_that_closes_while_it_is_read_does_not_say_that_there_is_no_such_job(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+
+    def broken(*_args: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+    async with opened(path, clock) as store:
+        asking = asyncio.ensure_future(store.get("a"))
+        await asyncio.sleep(0.05)
+        assert not asking.done()
+    with pytest.raises(StoreUnavailable):
+        await asking
