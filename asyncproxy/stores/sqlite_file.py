@@ -45,7 +45,7 @@ CREATE INDEX IF NOT EXISTS aliases_job ON aliases (job_id);
 _CHECKED_BYTES: Final = 64 * 1024 * 1024
 
 # Pages in the log before they are moved into the file, and bytes that the log keeps after it.
-_CHECKPOINT_PAGES: Final = 4096
+_CHECKPOINT_PAGES: Final = 1024
 _LOG_BYTES: Final = 64 * 1024 * 1024
 
 # Memory for pages, in KiB: more of them are read from the file again, which the system caches.
