@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 # Connections that may wait to be accepted: a fleet of workers that starts at once.
 _BACKLOG = 4096
 
-# Answers that may wait for each other: a millisecond of a busy core.
-_ANSWERS_AT_ONCE = 32
+# Answers that may wait for each other: two milliseconds of a busy core.
+_ANSWERS_AT_ONCE = 64
 
 
 class _Connection(Remembering):

@@ -85,6 +85,7 @@ class JobService:
         self._new_id = new_id
         self._observer = observer
         self._tracer = tracer
+        self.retry_after_s = dispatcher.retry_after_s
         self.waiting = 0  # clients that are held until a job ends
 
     async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
@@ -223,10 +224,6 @@ class JobService:
         except (StoreUnavailable, StoreFull) as error:
             # The answer is written, so this is none; the next equal request gets the same result.
             logger.warning("job %s: that it was delivered is not noted: %s", outcome.id, error.detail)
-
-    def retry_after_s(self, job: Job) -> int:
-        """Whole seconds after which a poll is likely to find ``job`` done."""
-        return self._dispatcher.retry_after_s(job)
 
     def _job(self, endpoint: Endpoint, head: Head, asked: Submission, traceparent: str) -> Job:
         lifetimes = self.lifetimes

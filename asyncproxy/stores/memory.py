@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager
 import msgspec
 
 from asyncproxy.errors import IdempotencyKeyReused, StoreFull
-from asyncproxy.fair_queue import Place
 from asyncproxy.jobs import Call, Finished, Job, Lane
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Usage
 from asyncproxy.stores.ledger import Ledger
@@ -39,6 +38,7 @@ class MemoryStore:
         self.credential_keys = (secrets.token_bytes(32),)
         self._clock = clock
         self._live = Ledger(limits, monotonic=monotonic, has_room=self._has_room)
+        self.place = self._live.place
         self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
@@ -135,9 +135,6 @@ class MemoryStore:
         if await self.delete(outcome.id) and within_s:
             expires_at = min(outcome.expires_at, self._clock() + within_s)
             self._keep(msgspec.structs.replace(outcome, expires_at=expires_at))
-
-    def place(self, job: Job) -> Place | None:
-        return self._live.place(job)
 
     async def usage(self) -> Usage:
         return Usage(len(self._live), len(self._results), self._live.bytes + self._results.bytes)
