@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10, HttpVersion11
 
 from asyncproxy import headers, submission
+from asyncproxy.corking import CorkedTransport
 from asyncproxy.credentials import KeyRing
 from asyncproxy.errors import ApiError, InvalidRequest, MethodNotAllowed, UpgradeNotSupported
 from asyncproxy.events import Observer, RequestPassed
@@ -146,7 +147,7 @@ class PassThrough:
                 async with upstream.stream(request.method, path, sent, data) as answer:
                     data = None  # a stream may last long, and does not need it any more
                     with upstream.watching(answer):
-                        return await exchange.relay(answer)
+                        return await exchange.relay(answer, gather=len(self._under_way) > 1)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             refusal = exchange.refusal
             if exchange.client_gone:
@@ -237,7 +238,7 @@ class _Exchange:
                 self._silence.reschedule(asyncio.get_running_loop().time())
             raise
 
-    async def relay(self, answer: aiohttp.ClientResponse) -> web.StreamResponse:
+    async def relay(self, answer: aiohttp.ClientResponse, *, gather: bool) -> web.StreamResponse:
         """Write an answer to the client as it arrives."""
         if answer.status < 200:
             raise aiohttp.ClientError(f"unexpected status {answer.status}")
@@ -249,6 +250,9 @@ class _Exchange:
         pending, chunked, keep_alive = self._head(answer, has_body=has_body)
         self.head_sent = True
         self._first_byte_s = monotonic() - self._started
+        transport = self._request.transport
+        # A small one waits for those of others, if there are others.
+        soon = transport if gather and isinstance(transport, CorkedTransport) else None
         # What has arrived with the head leaves with the head: a small answer is one write.
         piece = content.read_nowait() if has_body else b""
         while True:
@@ -260,10 +264,14 @@ class _Exchange:
             at_end = not has_body or content.at_eof()
             if at_end and chunked:
                 pending += b"0\r\n\r\n"
-            await writer.write(pending)
+            if at_end and soon is not None:
+                soon.write_soon(pending)
+            else:
+                await writer.write(pending)
             await writer.drain()
             if at_end:
                 return _Relayed(keep_alive=keep_alive)
+            soon = None
             self._moved()
             pending = b""
             piece = await content.readany()
