@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import Final
 
 from aiohttp import web
 
-from asyncproxy import answers, direct
+from asyncproxy import answers
+from asyncproxy.direct import Directory, OfJob
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.intake import expect_nothing
@@ -20,31 +19,13 @@ from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["Api"]
 
-# The id of a job, as :class:`asyncproxy.ids.RandomIds` makes them.
-_ID: Final = re.compile(r"[0-9a-f-]{36}")
-
-# What gets the id of a job first.
-_OfJob = Callable[[str, web.BaseRequest], Awaitable[web.StreamResponse]]
-
 
 class Api:
     """The routes under ``/v1/async/``."""
 
-    def __init__(self, service: JobService) -> None:
+    def __init__(self, service: JobService, directory: Directory) -> None:
         self._service = service
-        self._submits: dict[str, direct.Handler] = {}  # by path
-        self._polls: dict[str, _OfJob] = {}  # by path, without the id
-
-    def directory(self, method: str, target: str) -> direct.Handler | None:
-        """The handler of a submit or a poll as clients write them: see :mod:`asyncproxy.direct`."""
-        if method == "POST":
-            return self._submits.get(target)
-        if method == "GET":
-            path, _, job_id = target.rpartition("/")
-            poll = self._polls.get(path)
-            if poll is not None and _ID.fullmatch(job_id):
-                return partial(poll, job_id)
-        return None
+        self._directory = directory
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
         """Add the async paths of ``endpoints``, and answer for all others under ``/v1/async``."""
@@ -59,7 +40,7 @@ class Api:
             look, fetch, forget = map(_of_match, (poll, content, delete))
             self._add(router, name, f"{path}/{{id}}", {"GET": look, "HEAD": look, "DELETE": forget})
             self._add(router, name, f"{path}/{{id}}/content", {"GET": fetch, "HEAD": fetch})
-            self._submits[path], self._polls[path] = submit, poll
+            self._directory.posts[path], self._directory.polls[path] = submit, poll
         for path in ("/v1/async", r"/v1/async/{rest:[\s\S]*}"):
             router.add_route("*", path, answering_errors(self._unknown), expect_handler=expect_nothing)
 
@@ -130,7 +111,7 @@ class Api:
         )
 
 
-def _of_match(answer: _OfJob) -> Handler:
+def _of_match(answer: OfJob) -> Handler:
     """A handler for aiohttp's router, which has the id of the job in its match."""
 
     async def handler(request: web.Request) -> web.StreamResponse:

@@ -19,7 +19,7 @@ from asyncproxy.api import Api
 from asyncproxy.by_header import ByHeader
 from asyncproxy.config import Config
 from asyncproxy.credentials import KeyRing
-from asyncproxy.direct import DIRECTORY
+from asyncproxy.direct import DIRECTORY, Directory
 from asyncproxy.dispatcher import Dispatcher
 from asyncproxy.errors import StartupError
 from asyncproxy.events import Observer, Observers
@@ -76,6 +76,7 @@ class Proxy:
     pass_through: PassThrough
     by_header: ByHeader
     relay: Relay
+    directory: Directory
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
@@ -119,7 +120,7 @@ def build_app(config: Config) -> web.Application:
     app = web.Application(handler_args=server_options(config))
     _setup(app, config, whole=True)
     proxy, endpoints = app[PROXY], settings.endpoints(config)
-    app[DIRECTORY] = proxy.api.directory
+    app[DIRECTORY] = proxy.directory
     proxy.relay.add_routes(app.router, endpoints)
     proxy.by_header.add_routes(app.router, endpoints)
     app.router.add_route(
@@ -189,6 +190,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     )
     keys = KeyRing(settings.auth_keys(config), store.credential_keys[0])
     new_id = RandomIds()
+    directory = Directory()
     service = JobService(
         store=store,
         dispatcher=dispatcher,
@@ -235,10 +237,11 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
-        api=Api(service),
+        api=Api(service, directory),
         admin=Admin(health, metrics, _paths(config, whole=whole)),
         pass_through=pass_through,
-        by_header=ByHeader(service, pass_through.handle),
+        by_header=ByHeader(service, pass_through.handle, directory),
+        directory=directory,
         relay=relay,
     )
 

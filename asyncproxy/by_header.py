@@ -11,10 +11,11 @@ from functools import partial
 from aiohttp import web
 
 from asyncproxy import answers, submission
+from asyncproxy.direct import Directory, Handler
 from asyncproxy.endpoints import Endpoint
 from asyncproxy.intake import expect_nothing
 from asyncproxy.jobs import Finished, Job, JobStatus
-from asyncproxy.middleware import Handler, answering_errors
+from asyncproxy.middleware import answering_errors
 from asyncproxy.service import JobService, preferences_of
 
 __all__ = ["ByHeader"]
@@ -23,17 +24,19 @@ __all__ = ["ByHeader"]
 class ByHeader:
     """The routes ``POST /v1/<endpoint>``: async where a header asks for it, otherwise passed on."""
 
-    def __init__(self, service: JobService, pass_on: Handler) -> None:
+    def __init__(self, service: JobService, pass_on: Handler, directory: Directory) -> None:
         self._service = service
         self._pass_on = pass_on
+        self._directory = directory
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
         """Add the sync paths of ``endpoints``."""
         for endpoint in endpoints:
             handler = answering_errors(partial(self._handle, endpoint), endpoint=endpoint.name)
             router.add_post(endpoint.sync_path, handler, expect_handler=expect_nothing)
+            self._directory.posts[endpoint.sync_path] = handler
 
-    async def _handle(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+    async def _handle(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         given = request.headers
         if (job_id := given.get("x-bf-async-id", "")) != "":
             return self._result(await self._service.find(endpoint, request, job_id))
@@ -44,14 +47,14 @@ class ByHeader:
             return await self._preferred(endpoint, request)
         return await self._pass_on(request)
 
-    async def _bifrost(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+    async def _bifrost(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
         lines = answers.REPLAYED if replayed else b""
         if isinstance(job, Finished):
             return answers.terminal(job, lines=lines)
         return self._live(job, lines)
 
-    async def _preferred(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
+    async def _preferred(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         job, replayed = await self._service.submit(endpoint, request)
         wait_s = self._service.waiting_time(query=None, prefer=preferences_of(request))
         applied = "respond-async"

@@ -71,7 +71,7 @@ class PassThrough:
         """How many requests are passing through."""
         return len(self._under_way)
 
-    async def handle(self, request: web.Request) -> web.StreamResponse:
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Send a request on, and its answer back."""
         path = request.raw_path
         if not path.startswith("/"):  # the absolute form of a request target
@@ -79,7 +79,7 @@ class PassThrough:
         return await self.send(request, path)
 
     async def send(
-        self, request: web.Request, path: str, body: list[bytes] | None = None
+        self, request: web.BaseRequest, path: str, body: list[bytes] | None = None
     ) -> web.StreamResponse:
         """Send a request on under another path, and take its body from ``body`` if that was read."""
         request_id = request.headers.get("X-Request-Id") or self._new_id()
@@ -110,7 +110,7 @@ class PassThrough:
                 await self._all_done.wait()
 
     async def _exchange(
-        self, request: web.Request, exchange: _Exchange, path: str, body: list[bytes] | None
+        self, request: web.BaseRequest, exchange: _Exchange, path: str, body: list[bytes] | None
     ) -> web.StreamResponse:
         found = authenticate(request, self._keys)
         if request.version < HttpVersion10:
@@ -160,7 +160,7 @@ class PassThrough:
             raise (refusal or translate(error, upstream.name)) from error
 
     async def _route(
-        self, request: web.Request, path: str, exchange: _Exchange, body: list[bytes] | None
+        self, request: web.BaseRequest, path: str, exchange: _Exchange, body: list[bytes] | None
     ) -> tuple[bytes | AsyncIterator[bytes] | None, Upstream]:
         """The body to send on, and where to."""
         data: bytes | AsyncIterator[bytes] | None = None
@@ -183,7 +183,7 @@ class PassThrough:
         exchange.upstream = name
         return data, self._upstreams[name]
 
-    def _is_small_json(self, request: web.Request) -> bool:
+    def _is_small_json(self, request: web.BaseRequest) -> bool:
         return (
             request.content_type == "application/json"
             and 0 < (request.content_length or 0) <= min(_SMALL_BODY, self._intake.max_bytes)
@@ -194,7 +194,7 @@ class PassThrough:
 class _Exchange:
     """One request on its way through, and what the log will say of it."""
 
-    def __init__(self, request: web.Request, path: str, request_id: str) -> None:
+    def __init__(self, request: web.BaseRequest, path: str, request_id: str) -> None:
         self.path = path
         self.request_id = request_id
         self.upstream = ""

@@ -30,6 +30,11 @@ def app() -> web.Application:
     [
         ("POST", SUBMIT, True),
         ("GET", JOB, True),
+        ("POST", "/v1/embeddings", True),
+        ("POST", "/v1/chat/completions", True),
+        ("POST", "/v1/embeddings?a=1", False),
+        ("POST", "/v1/models", False),
+        ("GET", "/v1/embeddings", False),
         ("POST", f"{SUBMIT}?a=1", False),
         ("POST", f"{SUBMIT}/", False),
         ("POST", "/v1/async/embedding%73", False),
@@ -49,7 +54,7 @@ def app() -> web.Application:
 def test_what_is_known_is_a_submit_or_a_poll_as_clients_write_it(
     app: web.Application, method: str, target: str, *, known: bool
 ) -> None:
-    assert (app[DIRECTORY](method, target) is not None) is known
+    assert (app[DIRECTORY].find(method, target) is not None) is known
 
 
 @pytest.fixture
