@@ -512,16 +512,20 @@ async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
         assert [(await store.claim(UPSTREAM)).job.id for _ in range(3)] == ["a", "unheard", "b"]
 
 
+def _jobs_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_args: Any) -> Any:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+
+
 async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
 
-    def broken(*_args: Any) -> Any:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+    _jobs_cannot_be_read(monkeypatch)
     monkeypatch.setattr("asyncproxy.stores.sqlite._LONGEST_LOAD_S", 0.05)
     async with opened(path, clock) as store:
         for asking in (
@@ -557,10 +561,7 @@ async def test_a_store_that_closes_while_it_is_read_does_not_say_that_there_is_n
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
 
-    def broken(*_args: Any) -> Any:
-        raise sqlite3.OperationalError("disk I/O error")
-
-    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+    _jobs_cannot_be_read(monkeypatch)
     async with opened(path, clock) as store:
         asking = asyncio.ensure_future(store.get("a"))
         await asyncio.sleep(0.05)
