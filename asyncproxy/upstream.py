@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+)
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
 from weakref import WeakKeyDictionary
@@ -214,40 +221,35 @@ class Upstream:
             "Ask for less at once, or raise `jobs.max_result_bytes`."
         )
 
-    @asynccontextmanager
-    async def stream(
+    def stream(
         self,
         method: str,
         raw_path: str,
         headers: Iterable[tuple[str, str]],
         data: bytes | AsyncIterator[bytes] | None,
-    ) -> AsyncIterator[aiohttp.ClientResponse]:
+    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
         """Send a request as it is; its answer is not decoded, and read by the caller.
 
         Only the connect timeout is applied. Raises what the client library raises: see
         :func:`translate`.
         """
-        self._begin()
-        try:
-            async with self._session.request(
-                method,
-                URL(self._target.url(raw_path), encoded=True),
-                headers=self._prepared(headers),
-                data=data,
-                timeout=self._streaming,
-                auto_decompress=False,
-                allow_redirects=False,
-            ) as response:
-                yield response
-        finally:
-            self._end()
+        request = self._session.request(
+            method,
+            URL(self._target.url(raw_path), encoded=True),
+            headers=self._prepared(headers),
+            data=data,
+            timeout=self._streaming,
+            auto_decompress=False,
+            allow_redirects=False,
+        )
+        return _Counted(request, self._begin, self._end)
 
-    @contextmanager
-    def watching(self, response: aiohttp.ClientResponse) -> Iterator[None]:
+    def watching(self, response: aiohttp.ClientResponse) -> AbstractContextManager[None]:
         """Read the body of ``response`` within this: the end of its connection then ends the read."""
         connection = response.connection
-        with self._watched(None if connection is None else connection.protocol, response.content):
-            yield
+        if connection is None or response.content.is_eof():
+            return nullcontext()  # all of the body is here
+        return self._watched(connection.protocol, response.content)
 
     @contextmanager
     def _watched(self, protocol: ResponseHandler | None, content: StreamReader) -> Iterator[None]:
@@ -281,6 +283,34 @@ class Upstream:
         prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
         prepared.extend(self._headers)
         return prepared
+
+
+class _Counted(AbstractAsyncContextManager[aiohttp.ClientResponse]):
+    """``inner``, and a call before and after it."""
+
+    def __init__(
+        self,
+        inner: AbstractAsyncContextManager[aiohttp.ClientResponse],
+        begin: Callable[[], None],
+        end: Callable[[], None],
+    ) -> None:
+        self._inner, self._begin, self._end = inner, begin, end
+
+    async def __aenter__(self) -> aiohttp.ClientResponse:
+        self._begin()
+        try:
+            return await self._inner.__aenter__()
+        except BaseException:
+            self._end()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._inner.__aexit__(kind, error, trace)
+        finally:
+            self._end()
 
 
 def _lines(fields: Iterable[tuple[str, str]]) -> str:
