@@ -18,6 +18,7 @@ __all__ = [
     "CONTENT_LIMIT",
     "HOP_BY_HOP",
     "OURS",
+    "field_lines",
     "hop_by_hop",
     "request_headers",
     "response_lines",
@@ -139,6 +140,11 @@ def _plan(
     if len(kept) > 1:
         return itemgetter(*kept), present
     return itemgetter(slice(kept[0], kept[0] + 1) if kept else slice(0)), present
+
+
+def field_lines(fields: Iterable[tuple[str, str]]) -> str:
+    """Header fields as lines, each with its CRLF. None of them may have one in it."""
+    return "".join([f"{name}: {value}\r\n" for name, value in fields])
 
 
 def response_lines(

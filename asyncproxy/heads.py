@@ -157,7 +157,7 @@ class Heads:
         if len(raw) > _MOST_FIELDS or len(b"".join(chain.from_iterable(raw))) > _MOST_BYTES:
             return None
         for at, (name, _) in enumerate(raw):
-            if len(name) == len("Content-Length") and name.lower() == b"content-length":
+            if name.lower() == b"content-length":
                 return _Remembered(raw[:at], name, raw[at + 1 :], self._keys.digests, head)
         return None
 

@@ -22,6 +22,7 @@ from multidict import CIMultiDict
 
 from asyncproxy.corking import CorkedTransport
 from asyncproxy.errors import ApiError
+from asyncproxy.headers import field_lines
 
 __all__ = ["JSON", "WireResponse", "error_response", "http_date", "json_response", "status_line"]
 
@@ -194,8 +195,7 @@ def json_response(status: int, body: bytes | memoryview, *, lines: bytes = b"") 
 
 def error_response(error: ApiError, body: bytes, *, close: bool = False) -> WireResponse:
     """An error of ours; ``body`` is what :func:`asyncproxy.envelope.error_body` made of it."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in error.headers).encode()
-    response = json_response(error.status, body, lines=lines)
+    response = json_response(error.status, body, lines=field_lines(error.headers).encode())
     if close or error.close:
         response.force_close()
     return response

@@ -38,6 +38,7 @@ from asyncproxy.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from asyncproxy.headers import field_lines
 from asyncproxy.jobs import Call
 from asyncproxy.post import Connections, Post
 from asyncproxy.routing import Target
@@ -52,6 +53,10 @@ _KEEPALIVE_S = 4.0
 # Of a large answer, in bytes: less than the transport reads at once, so that each read is followed by
 # one check, of some 0.2 ms.
 _CHECKED_AT_ONCE = 128 * 1024
+
+
+# What the client library says of an answer that it cannot read: of a session's, and of its parser's.
+_NOT_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,7 @@ class Upstream:
             fields = self._headers
             if "host" not in self._overridden:
                 fields = (("Host", self._connections.host), *fields)
-            self._lines = _lines(pair for pair in fields if pair[0].lower() != "accept-encoding")
+            self._lines = field_lines(pair for pair in fields if pair[0].lower() != "accept-encoding")
             yield
 
     async def idle(self) -> None:
@@ -178,12 +183,10 @@ class Upstream:
         """The request line and the header fields. Raises :class:`ValueError` if they cannot be sent."""
         if "\r" in call.head or "\0" in call.head:  # of what would split it, a call has no line feed
             raise ValueError("a header field cannot be sent")
-        fields = call.headers
-        if self._overridden:
-            fields = [pair for pair in fields if pair[0].lower() not in self._overridden]
+        lines = self._lines + field_lines(self._theirs(call.headers))
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         return (
-            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._lines}{_lines(fields)}"
+            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{lines}"
             f"Accept-Encoding: identity\r\nContent-Length: {len(call.body)}\r\n\r\n"
         ).encode()
 
@@ -277,12 +280,16 @@ class Upstream:
             content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
 
     def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-        overridden = self._overridden
-        if not overridden:
-            return CIMultiDict(headers)
-        prepared = CIMultiDict([pair for pair in headers if pair[0].lower() not in overridden])
+        prepared = CIMultiDict(self._theirs(headers))
         prepared.extend(self._headers)
         return prepared
+
+    def _theirs(self, headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+        """What is left of a client's fields beside the operator's."""
+        overridden = self._overridden
+        if not overridden:
+            return headers
+        return [pair for pair in headers if pair[0].lower() not in overridden]
 
 
 class _Counted(AbstractAsyncContextManager[aiohttp.ClientResponse]):
@@ -311,10 +318,6 @@ class _Counted(AbstractAsyncContextManager[aiohttp.ClientResponse]):
             await self._inner.__aexit__(kind, error, trace)
         finally:
             self._end()
-
-
-def _lines(fields: Iterable[tuple[str, str]]) -> str:
-    return "".join([f"{name}: {value}\r\n" for name, value in fields])
 
 
 class _Clean(aiohttp.BaseConnector):
@@ -357,11 +360,7 @@ def describe(error: Exception) -> str:
     Not the error's own ``repr``: that of an answer which is not HTTP holds the whole request, with
     the credential in it, and later lines of its message are the upstream's bytes.
     """
-    said = (
-        error.message
-        if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError)
-        else str(error)
-    )
+    said = error.message if isinstance(error, _NOT_HTTP) else str(error)
     first_line = said.partition("\n")[0].strip(" :")[:200]
     if isinstance(error, aiohttp.ServerDisconnectedError):
         first_line = ""  # it may be the answer as far as it came
@@ -381,7 +380,7 @@ def _translated(error: Exception, upstream: str) -> CallError:
         return UpstreamUnreachable(
             f"The answer of the upstream {upstream!r} broke off, or cannot be decoded."
         )
-    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+    if isinstance(error, _NOT_HTTP):
         return UpstreamUnreachable(f"The upstream {upstream!r} answered with something not HTTP.")
     return UpstreamUnreachable(f"The upstream {upstream!r} closed the connection without an answer.")
 

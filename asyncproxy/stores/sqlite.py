@@ -226,7 +226,7 @@ class SqliteStore:
         )
 
     def _row(self, seq: int, job: Job, size: int, call: Call) -> tuple[Any, ...]:
-        return seq, job.id, size, self._vault.pack_job(job), self._vault.seal_call(call)
+        return seq, job.id, size, *self._packed(job, call)
 
     def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
         if error is not None:
@@ -308,16 +308,13 @@ class SqliteStore:
         if call is not None or (attempts, job.upstream) != (before.attempts, before.upstream):
             # On disk first: an attempt that was made counts, whatever happens to this process.
             seq = self._live.seq_of(job.id)
-            await self._writer.do(partial(self._update, seq, kept, call, size))
+            await self._writer.do(
+                partial(_update, seq, size), prepare=partial(self._packed, kept, call), size=size or 0
+            )
         self._live.release(job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size)
 
-    def _update(
-        self, seq: int | None, job: Job, call: Call | None, size: int | None, on: sqlite3.Connection
-    ) -> None:
-        on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (self._vault.pack_job(job), seq))
-        if call is not None:
-            sealed = self._vault.seal_call(call)
-            on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (sealed, size, seq))
+    def _packed(self, job: Job, call: Call | None) -> tuple[bytes, bytes | None]:
+        return self._vault.pack_job(job), None if call is None else self._vault.seal_call(call)
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
@@ -500,6 +497,16 @@ def _insert(alias: Alias | None, row: tuple[Any, ...], on: sqlite3.Connection) -
             "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
             (alias.key, alias.fingerprint, row[1], alias.once),
         )
+
+
+def _update(
+    seq: int | None, size: int | None, packed: tuple[bytes, bytes | None], on: sqlite3.Connection
+) -> None:
+    """Write down how a job stands; with its ``size``, if its call is another one."""
+    record, call = packed
+    on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (record, seq))
+    if call is not None:
+        on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (call, size, seq))
 
 
 def _replace(seq: int | None, outcome: Finished, packed: bytes, on: sqlite3.Connection) -> bool:
