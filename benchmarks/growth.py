@@ -41,9 +41,9 @@ __all__ = ["OPERATIONS", "SIZES"]
 SIZES: Final = (1_000, 100_000, 1_000_000)
 OPERATIONS: Final = ("submit", "poll", "expiry")
 
-_TURNS: Final = 5
-_TIMES: Final = 1_000  # in each turn
-_BATCHES: Final = 20
+_TURNS: Final = 20
+_TIMES: Final = 250  # in each turn
+_BATCHES: Final = 10
 _ATTEMPTS: Final = 1_000
 _BATCH: Final = 20
 _LIVES_S: Final = 0.005

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+from typing import cast
 
 from asyncproxy.jobs import Finished
 
@@ -19,7 +20,7 @@ class Results:
 
     def __init__(self) -> None:
         self.bytes = 0
-        self._outcomes: dict[str, Finished] = {}
+        self._outcomes = _dict_with_hashes()
         self._buckets: dict[int, list[str]] = {}  # by the second
         self._seconds: list[int] = []  # a heap of those that there are buckets for
         self._ripe: list[tuple[float, str]] = []  # out of their bucket; the last one expires first
@@ -95,3 +96,14 @@ class Results:
         self._buckets, self._seconds, self._ripe, self._stale = {}, [], [], 0
         for outcome in self._outcomes.values():
             self._file(outcome)
+
+
+def _dict_with_hashes() -> dict[str, Finished]:
+    """A dict that keeps the hashes of its keys, as CPython's do once a key was no ``str``.
+
+    One that never had any but ``str`` asks each key that is in the way of another for its hash: at a
+    million outcomes, that is memory which no cache holds.
+    """
+    outcomes: dict[str | None, Finished | None] = {None: None}
+    del outcomes[None]
+    return cast("dict[str, Finished]", outcomes)
