@@ -185,7 +185,9 @@ class Dispatcher:
             wait *= 1 + place.ahead / pool.policy.concurrency
             if place.not_before:
                 wait = max(wait, place.not_before - self._monotonic() + pool.mean_call_s)
-        return max(1, min(_LONGEST_WAIT, math.ceil(wait)))
+        if wait <= 1:
+            return 1
+        return math.ceil(wait) if wait < _LONGEST_WAIT else _LONGEST_WAIT
 
     async def _turn(self, pool: Pool, worker: Worker) -> None:
         """Take the next job of a pool, and see to its end."""

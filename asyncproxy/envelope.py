@@ -38,6 +38,8 @@ _MODEL_LIMIT: Final = 256
 
 _BODILESS: Final = frozenset({204, 205})
 
+_FRACTIONS: Final = tuple(f".{milliseconds:03}Z" for milliseconds in range(1000))
+
 # Header fields of an answer that /content writes itself, or that are not true of the decoded body.
 _NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
 
@@ -81,7 +83,7 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
 def timestamp(seconds: float) -> str:
     """Seconds since the epoch as RFC 3339 in UTC, with milliseconds and a ``Z``."""
     milliseconds = round(seconds * 1000)
-    return f"{_second(milliseconds // 1000)}.{milliseconds % 1000:03}Z"
+    return _second(milliseconds // 1000) + _FRACTIONS[milliseconds % 1000]
 
 
 @lru_cache(maxsize=256)

@@ -145,9 +145,10 @@ class FairQueue:
         entry = self._entries.get(job_id)
         if entry is None:
             return None
-        own = max(0, entry.ticket - entry.lane.tenant.dequeued)
-        ahead = min(len(self._entries) - 1, own * max(1, len(self._ring)))
-        return Place(ahead, max(entry.not_before, entry.lane.paused_until))
+        own = entry.ticket - entry.lane.tenant.dequeued
+        ahead = own * (len(self._ring) or 1) if own > 0 else 0
+        not_before = max(entry.not_before, entry.lane.paused_until)
+        return Place(min(ahead, len(self._entries) - 1), not_before)
 
     def _admit(self, entry: _Entry) -> None:
         lane = entry.lane

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 from collections.abc import Callable
 from typing import Final
 
@@ -10,8 +11,11 @@ __all__ = ["RandomIds"]
 
 _AT_ONCE: Final = 256
 
-# A random digit as one whose upper two bits are those of the variant.
-_VARIANTS: Final = {f"{digit:x}": f"{digit & 3 | 8:x}" for digit in range(16)}
+_PARTS: Final = struct.Struct("8s4s4s4s12s")
+
+# A random octet as one that has the version in its upper four bits, or the variant in its upper two.
+_VERSIONS: Final = bytes(octet & 0x0F | 0x40 for octet in range(256))
+_VARIANTS: Final = bytes(octet & 0x3F | 0x80 for octet in range(256))
 
 
 class RandomIds:
@@ -27,11 +31,13 @@ class RandomIds:
 
     def __call__(self) -> str:
         if not self._left:
-            digits = self._random(16 * _AT_ONCE).hex()
-            self._left = [_formatted(digits[i : i + 32]) for i in range(0, len(digits), 32)]
+            self._left = _uuids(self._random(16 * _AT_ONCE))
         return self._left.pop()
 
 
-def _formatted(digits: str) -> str:
-    variant = _VARIANTS[digits[16]]
-    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+def _uuids(random: bytes) -> list[str]:
+    octets = bytearray(random)
+    octets[6::16] = octets[6::16].translate(_VERSIONS)
+    octets[8::16] = octets[8::16].translate(_VARIANTS)
+    parts = _PARTS.iter_unpack(octets.hex().encode())
+    return b" ".join(map(b"-".join, parts)).decode().split(" ")

@@ -59,6 +59,7 @@ _QUOTED_NAMES: Final = tuple((name, f'"{name}"'.encode()) for name in _Fields.__
 _ANY_NAME: Final = re.compile(b'"(?:%b)"' % "|".join(_Fields.__struct_fields__).encode())
 # Bytes in which all names may be found at once: what is found in them is not much.
 _SHORT: Final = 16 * 1024
+_BACKSLASH: Final = ord("\\")  # an int is looked for in a quarter of the time that bytes take
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[567]")
 _MARKS: Final = b"\x01\x02\x03\x04\x05"
 _BETWEEN_MARKS: Final = re.compile(rb"([^\x01-\x05]*)([\x01-\x05])")
@@ -238,8 +239,7 @@ def preferences(prefer: str) -> dict[str, str]:
 
 
 def _is_empty(value: msgspec.Raw) -> bool:
-    view = memoryview(value)
-    return len(view) <= 4 and bytes(view) in _EMPTY
+    return len(value) <= 4 and bytes(value) in _EMPTY
 
 
 def _refuse_repeated(body: bytes) -> None:
@@ -249,7 +249,7 @@ def _refuse_repeated(body: bytes) -> None:
     the upstream does not see, or a stream that we do not see, must not get through.
     """
     # A name that stands there once cannot be there twice, unless a letter of it is escaped.
-    escaped = b"\\" in body and _ESCAPED_LETTER.search(body) is not None
+    escaped = _BACKSLASH in body and _ESCAPED_LETTER.search(body) is not None
     if not escaped:
         if len(body) <= _SHORT:
             found = _ANY_NAME.findall(body)

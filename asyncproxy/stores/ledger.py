@@ -256,9 +256,7 @@ class Ledger:
 
     def _wake(self, waiting: _Waiting) -> None:
         """Let one of the claims that wait try again, if a job may be there for it."""
-        if not len(waiting.queue):
-            return
-        while waiting.claims:
+        while waiting.claims and len(waiting.queue):
             woken = waiting.claims.pop()
             if not woken.done():
                 woken.set_result(None)
