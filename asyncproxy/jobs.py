@@ -155,7 +155,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it, beside its call."""
-        size = _text_size(self.model + self.request_id) + len(self.traceparent)
+        size = _text_size(self.model) + _text_size(self.request_id) + len(self.traceparent)
         for fallback in self.fallbacks:
             size += _text_size(fallback.model) + _PER_TEXT
         return size + _PER_RECORD

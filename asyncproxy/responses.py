@@ -125,32 +125,36 @@ class WireResponse(web.Response):
             return await super().prepare(request)
         if self._keep_alive is None:
             self._keep_alive = request.keep_alive
+        bodiless = self._status in _BODILESS
+        head = b"".join(
+            (
+                status_line(self._status),
+                self._lines,
+                b"" if bodiless else b"Content-Length: %d\r\n" % self._size,
+                http_date(int(time())),
+                b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
+            )
+        )
         self._eof_sent = True
+        body: bytes | memoryview = self._body  # type: ignore[assignment]
         writer, transport = request.writer, request.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has gone")
-        bodiless = self._status in _BODILESS
-        head = (
-            status_line(self._status),
-            self._lines,
-            b"" if bodiless else b"Content-Length: %d\r\n" % self._size,
-            http_date(int(time())),
-            b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
-        )
-        body: bytes | memoryview = self._body  # type: ignore[assignment]
+        writer.output_size += len(head)  # from here on no other answer can be given
         pieces = (body,) if self._pieces is None else self._pieces()
         if bodiless or request.method == "HEAD":
             pieces = ()
-        small = not pieces or self._size <= _PIECE
-        first = b"".join((*head, *pieces) if small else head)
-        writer.output_size += len(first)  # from here on no other answer can be given
-        if small and isinstance(transport, CorkedTransport):
-            transport.write_soon(first)
+        if not pieces or self._size <= _PIECE:
+            whole = b"".join((head, *pieces))
+            if isinstance(transport, CorkedTransport):
+                transport.write_soon(whole)
+            else:
+                transport.write(whole)
         else:
-            transport.write(first)
-        for piece in () if small else pieces:
-            for part in _parts(piece):
-                await writer.write(part)
+            transport.write(head)
+            for piece in pieces:
+                for part in _parts(piece):
+                    await writer.write(part)
         await writer.drain()
         return writer
 
