@@ -92,6 +92,18 @@ class Client:
         assert answer.status == 200, answer.body
         return answer.json()
 
+    @property
+    def waiting(self) -> int:
+        """How many requests the proxy holds until a job ends."""
+        store: Any = self.parts.store
+        return len(store._inner._waiters)
+
+    async def until_waiting(self, count: int) -> None:
+        """Wait until the proxy holds so many."""
+        async with asyncio.timeout(20):
+            while self.waiting != count:
+                await asyncio.sleep(0.005)
+
     async def raw(self, data: bytes, *, until_eof: bool = True) -> bytes:
         """Write bytes to a connection, and read what comes until the proxy closes it."""
         parts = urlsplit(self.url)

@@ -32,17 +32,6 @@ def gate(gateway: Gateway) -> Gate:
     return gateway.behaviour
 
 
-def waiters(proxy: Client) -> int:
-    store: Any = proxy.parts.store
-    return len(store._inner._waiters)
-
-
-async def until_waiting(proxy: Client, count: int) -> None:
-    async with asyncio.timeout(20):
-        while waiters(proxy) != count:
-            await asyncio.sleep(0.005)
-
-
 @pytest.mark.parametrize(
     ("query", "headers"),
     [
@@ -58,14 +47,14 @@ async def test_a_poll_waits_for_the_end(
 ) -> None:
     path = await proxy.submit()
     poll = asyncio.ensure_future(proxy.get(path + suffix + query, headers=headers))
-    await until_waiting(proxy, 1)
+    await proxy.until_waiting(1)
     gate.opened.set()
     done = await poll
     assert done.status == 200
     if not suffix:
         assert done.json()["result"] == {"ok": 1}
         assert done.headers["Preference-Applied"] == "wait=30"
-    assert waiters(proxy) == 0
+    assert proxy.waiting == 0
 
 
 async def test_the_time_is_up(proxy: Client, gate: Gate) -> None:
@@ -74,7 +63,7 @@ async def test_the_time_is_up(proxy: Client, gate: Gate) -> None:
     assert poll.status == 202
     assert set(poll.json()) == {"id", "status", "created_at"}
     assert int(poll.headers["Retry-After"]) >= 1
-    assert waiters(proxy) == 0
+    assert proxy.waiting == 0
 
 
 async def test_the_wait_is_capped(start: Start, gate: Gate) -> None:
@@ -110,7 +99,7 @@ async def test_a_failure_wakes_too(proxy: Client, gateway: Gateway) -> None:
 
     gateway.behaviour = refuse
     poll = asyncio.ensure_future(proxy.get(await proxy.submit() + "?wait=60"))
-    await until_waiting(proxy, 1)
+    await proxy.until_waiting(1)
     gate.set()
     assert (await poll).json()["status"] == "failed"
 
@@ -118,7 +107,7 @@ async def test_a_failure_wakes_too(proxy: Client, gateway: Gateway) -> None:
 async def test_a_delete_is_404_for_those_who_wait(proxy: Client, gate: Gate) -> None:
     path = await proxy.submit()
     polls = [asyncio.ensure_future(proxy.get(path + "?wait=60")) for _ in range(3)]
-    await until_waiting(proxy, 3)
+    await proxy.until_waiting(3)
     assert (await proxy.request("DELETE", path)).status == 204
     for poll in polls:
         assert (await poll).code == "job_not_found"
@@ -133,9 +122,9 @@ async def test_a_client_that_leaves_is_forgotten(proxy: Client, gate: Gate) -> N
     path = await proxy.submit()
     _, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
     writer.write(f"GET {path}?wait=60 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-    await until_waiting(proxy, 1)
+    await proxy.until_waiting(1)
     writer.transport.abort()
-    await until_waiting(proxy, 0)
+    await proxy.until_waiting(0)
 
 
 async def test_five_thousand_wait_at_once(proxy: Client, gate: Gate) -> None:
@@ -150,13 +139,13 @@ async def test_five_thousand_wait_at_once(proxy: Client, gate: Gate) -> None:
                 return response.status, await response.json()
 
         polls = [asyncio.ensure_future(poll()) for _ in range(5_000)]
-        await until_waiting(proxy, 5_000)
+        await proxy.until_waiting(5_000)
         assert (await proxy.get("/-/healthy")).status == 200
         gate.opened.set()
         answers = await asyncio.gather(*polls)
     assert {status for status, _ in answers} == {200}
     assert len({str(body) for _, body in answers}) == 1
-    assert waiters(proxy) == 0
+    assert proxy.waiting == 0
 
 
 async def test_at_shutdown_they_hear_what_is_true(gateway: Gateway, tmp_path: Path) -> None:

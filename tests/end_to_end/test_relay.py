@@ -125,8 +125,7 @@ async def test_a_client_that_leaves_in_the_middle_of_its_answer_is_no_error_of_o
 async def test_two_who_wait_for_one_job_both_get_it(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = slow = Slow()
     calls = [asyncio.ensure_future(proxy.post(RELAY)) for _ in range(5)]
-    await gateway.until(lambda: gateway.busy == 1)
-    await asyncio.sleep(0.05)
+    await proxy.until_waiting(5)
     slow.done.set()
     assert [(await call).json() for call in calls] == [{"ok": 1}] * 5
     assert len(gateway.received) == 1
@@ -142,7 +141,7 @@ async def test_two_equal_prompts_are_two_samples(proxy: Client, gateway: Gateway
         asyncio.ensure_future(proxy.post(chat, body, headers={"Idempotency-Key": "k"}))
         for _ in range(2)
     ]
-    await gateway.until(lambda: gateway.busy == 3)
+    await proxy.until_waiting(5)
     slow.done.set()
     for call in (*calls, retry, *keyed):
         assert (await call).status == 200
@@ -336,7 +335,7 @@ async def test_a_form_is_known_again_by_its_contents(proxy: Client, gateway: Gat
         calls.append(
             asyncio.ensure_future(proxy.post("/v1/relay/audio/transcriptions", body, headers=headers))
         )
-    await gateway.until(lambda: gateway.busy == 2)
+    await proxy.until_waiting(3)  # one that comes when the other has its answer is a call of its own
     slow.done.set()
     assert [(await call).status for call in calls] == [200] * 3
     assert len(gateway.received) == 2
