@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections import Counter
 from datetime import datetime
 from typing import Any
 
@@ -90,9 +91,9 @@ async def test_the_retries_of_a_job_look_alike(proxy: Client, gateway: Gateway) 
 
 async def test_it_hangs(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
-    proxy = await start(upstream={"timeout": {"total": "50ms"}})
+    proxy = await start(upstream={"timeout": {"total": "100ms"}})
     await fails(proxy, 504, "upstream_timeout")
-    assert len(gateway.received) == 3
+    await gateway.until(lambda: len(gateway.received) == 3)  # it may read one when its client has left
 
 
 async def test_it_drips_for_ever(start: Start, gateway: Gateway) -> None:
@@ -110,13 +111,13 @@ async def test_it_drips_for_ever(start: Start, gateway: Gateway) -> None:
 async def test_the_deadline_is_counted_over_all_attempts(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(
-        jobs={"deadline": "200ms"},
-        upstream={"retry": {"attempts": 1000, "backoff": "1ms"}, "timeout": {"total": "30ms"}},
+        jobs={"deadline": "400ms"},
+        upstream={"retry": {"attempts": 1000, "backoff": "1ms"}, "timeout": {"total": "60ms"}},
     )
     done = await fails(proxy, 504, "deadline_exceeded")
     assert 2 <= len(gateway.received) <= 10
     took = datetime.fromisoformat(done["completed_at"]) - datetime.fromisoformat(done["created_at"])
-    assert took.total_seconds() >= 0.2
+    assert took.total_seconds() >= 0.4
 
 
 async def test_a_job_that_waits_past_its_deadline_fails(start: Start, gateway: Gateway) -> None:
@@ -179,39 +180,27 @@ async def test_a_retry_after_past_the_deadline_is_the_end(start: Start, gateway:
 
 async def test_a_rate_limit_pauses_its_lane_and_no_other(start: Start, gateway: Gateway) -> None:
     """One 429 for a credential: its other jobs wait, another credential's and another model's do not."""
+    all_are_there = asyncio.Event()
 
     async def limited(request: Received, writer: asyncio.StreamWriter) -> None:
-        if (
-            request.header("Authorization") == "Bearer sk-alice"
-            and request.json()["model"] == "m"
-            and len(of_lane()) == 1
-        ):
-            await answer(b"", status=429, headers=[("Retry-After", "1")])(request, writer)
-        else:
-            await embeddings(request, writer)
-
-    def of_lane() -> list[Received]:
-        return [
-            r
-            for r in gateway.received
-            if r.header("Authorization") == "Bearer sk-alice" and r.json()["model"] == "m"
-        ]
+        await all_are_there.wait()
+        first = len(gateway.received) == 1
+        behave = answer(b"", status=429, headers=[("Retry-After", "1")]) if first else embeddings
+        await behave(request, writer)
 
     gateway.behaviour = limited
     proxy = await start(upstream={"concurrency": 1})
     a, b = {"Authorization": "Bearer sk-alice"}, {"Authorization": "Bearer sk-bob"}
-    paused = [await proxy.submit(headers=a) for _ in range(5)]
-    free = [
-        await proxy.submit({"model": "other", "input": "x"}, headers=a),
-        await proxy.submit(headers=b),
-    ]
-    await proxy.outcome(free[0], headers=a)
-    await proxy.outcome(free[1], headers=b)
-    assert len(of_lane()) == 1
-    for path in paused:
-        done = await proxy.outcome(path, headers=a)
-        assert done["status"] == "completed"
-    assert len(of_lane()) == 6
+    other = {"model": "other", "input": "x"}
+    submitted = [(a, await proxy.submit(headers=a)) for _ in range(5)]
+    submitted += [(a, await proxy.submit(other, headers=a)), (b, await proxy.submit(headers=b))]
+    all_are_there.set()
+    for headers, path in submitted:
+        assert (await proxy.outcome(path, headers=headers))["status"] == "completed"
+    order = [(r.header("Authorization"), r.json()["model"]) for r in gateway.received]
+    lane = ("Bearer sk-alice", "m")
+    assert (order[0], order[3:]) == (lane, [lane] * 5)
+    assert set(order[1:3]) == {("Bearer sk-alice", "other"), ("Bearer sk-bob", "m")}
 
 
 async def test_an_upstream_that_serves_one_at_a_time_fails_no_job(
@@ -234,7 +223,8 @@ async def test_an_upstream_that_serves_one_at_a_time_fails_no_job(
     paths = [await proxy.submit() for _ in range(20)]
     for path in paths:
         assert (await proxy.outcome(path))["status"] == "completed"
-    assert len(gateway.received) > 60
+    calls = Counter(request.header("Idempotency-Key") for request in gateway.received)
+    assert max(calls.values()) > 3  # attempts that it was not given by the configuration
 
 
 async def test_a_quota_that_is_used_up_fails_its_jobs_soon(proxy: Client, gateway: Gateway) -> None:
