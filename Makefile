@@ -11,8 +11,9 @@ NODE_CLIENTS := .clients
 demo: $(VENV)/.demo
 	$(BIN)/asyncproxy demo $(ARGS)
 
+# One process more than there are cores: some of the tests wait.
 test: $(VENV)/.dev
-	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
+	$(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist worksteal $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

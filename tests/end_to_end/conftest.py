@@ -22,8 +22,9 @@ __all__ = ["Watch"]
 
 STORES = ("memory", "sqlite", "redis")
 
-# Modules whose tests are about the process or its memory, or never touch a job, and so run once.
-ONCE = {"test_load", "test_pass_through", "test_process", "test_workers"}
+# Modules whose tests are about the process or its memory, or about what never becomes a job, and so run
+# once. A test that brings a store of its own is marked `one_store`.
+ONCE = {"test_bad_input", "test_load", "test_pass_through", "test_process", "test_workers"}
 
 # Shorter ones would be found in any line.
 SHORTEST = 6
@@ -97,5 +98,6 @@ def _no_credential_is_logged(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> I
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     module = metafunc.module.__name__.rpartition(".")[2]
-    if "store_section" in metafunc.fixturenames and module not in ONCE:
+    once = module in ONCE or metafunc.definition.get_closest_marker("one_store") is not None
+    if "store_section" in metafunc.fixturenames and not once:
         metafunc.parametrize("store_section", STORES, indirect=True)

@@ -197,6 +197,7 @@ async def silent() -> None:
     await asyncio.Event().wait()
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     ("away", "reason"),
     [(unavailable, "the store is out of reach"), (silent, "the store does not answer")],
