@@ -158,6 +158,37 @@ async def test_commits_are_shared(path: Path, clock: Clock) -> None:
     assert statements.count("COMMIT") <= 50
 
 
+async def test_what_comes_in_one_go_shares_a_commit(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncproxy.stores.sqlite_writer._GATHER_S", 60.0)
+    statements: list[str] = []
+
+    async def create(store: SqliteStore, number: int) -> None:
+        for _ in range(number):  # rounds of the loop
+            await asyncio.sleep(0)
+        await store.create(job(str(number), clock=clock), CALL)
+
+    async with opened(path, clock) as store:
+        await store._loaded.wait()
+        store._writer._connection.set_trace_callback(statements.append)
+        await asyncio.gather(*(create(store, number) for number in range(20)))
+        assert statements.count("COMMIT") == 1
+
+
+async def test_a_commit_does_not_wait_until_no_more_comes(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("asyncproxy.stores.sqlite_writer._GATHER_S", 0.0)
+    async with opened(path, clock) as store, asyncio.timeout(20):
+        creating: list[asyncio.Future[Any]] = []
+        while not creating or not creating[0].done():
+            create = store.create(job(str(len(creating)), clock=clock), CALL)
+            creating.append(asyncio.ensure_future(create))
+            await asyncio.sleep(0)
+        await asyncio.gather(*creating)
+
+
 async def test_a_client_that_leaves_leaves_its_job(path: Path, clock: Clock) -> None:
     async with opened(path, clock) as store:
         await store._loaded.wait()
@@ -475,7 +506,6 @@ async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
     path: Path, clock: Clock
 ) -> None:
     """Nor does one whose call cannot be sealed, nor one whose end cannot be taken note of."""
-    go_on = threading.Event()
     async with opened(path, clock) as store:
         await store._loaded.wait()
         seal, accepted = store._vault.seal_call, store._accepted
@@ -492,14 +522,10 @@ async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
 
         store._vault.seal_call = sealing  # type: ignore[method-assign,assignment]
         store._accepted = accepting  # type: ignore[method-assign,assignment]
-        held = store._writer.do(lambda _: go_on.wait(10))  # the others share the commit after this one
-        creating = [
-            asyncio.ensure_future(store.create(job(name, clock=clock), call(name.encode())))
+        creating = [  # in one go, and so in one commit
+            store.create(job(name, clock=clock), call(name.encode()))
             for name in ("a", "unsealed", "unheard", "b")
         ]
-        await asyncio.sleep(0.05)
-        go_on.set()
-        await held
         outcomes = await asyncio.gather(*creating, return_exceptions=True)
         assert [str(outcome) for outcome in outcomes] == [
             "None",
@@ -539,19 +565,12 @@ async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
 
 async def test_large_ones_do_not_all_share_a_commit(path: Path, clock: Clock) -> None:
     """What is sealed before it is written is all in memory at once."""
-    go_on = threading.Event()
     statements: list[str] = []
     async with opened(path, clock) as store:
         await store._loaded.wait()
-        held = store._writer.do(lambda _: go_on.wait(10))
-        creating = [
-            asyncio.ensure_future(store.create(job(str(number), clock=clock), call(b"x" * 1024**2)))
-            for number in range(12)
-        ]
-        await asyncio.sleep(0)
         store._writer._connection.set_trace_callback(statements.append)
-        go_on.set()
-        await asyncio.gather(held, *creating)
+        large = call(b"x" * 1024**2)
+        await asyncio.gather(*(store.create(job(str(n), clock=clock), large) for n in range(12)))
         assert statements.count("BEGIN IMMEDIATE") == 3
 
 
