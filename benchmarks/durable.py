@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final
 
 from benchmarks.figure import Baseline, Figure
-from benchmarks.lab import Lab, Sample
+from benchmarks.lab import Lab, Measurement
 from benchmarks.requests import CONNECTIONS, SUBMIT
 from benchmarks.servers import UNLIMITED, parked
 
@@ -41,20 +41,20 @@ def _memory(lab: Lab) -> Iterator[dict[str, Any]]:
     yield {"url": "memory://", "max_bytes": UNLIMITED}
 
 
-def _submit(store: Callable[[Lab], AbstractContextManager[dict[str, Any]]], lab: Lab) -> Sample:
+def _submit(store: Callable[[Lab], AbstractContextManager[dict[str, Any]]], lab: Lab) -> Measurement:
     """Submits into a store, and a look at what is in it afterwards."""
     with parked() as upstream, store(lab) as section, lab.proxy(upstream, store=section) as server:
-        sample = lab.throughput(server, SUBMIT, status=202, connections=CONNECTIONS)
+        sample = yield from lab.throughput(server, SUBMIT, status=202, connections=CONNECTIONS)
         lab.kept(server).check(live=server.submitted, more=CONNECTIONS)
         server.stop()
         return sample
 
 
-def _submit_in_memory(lab: Lab, like: Sample) -> Sample:
+def _submit_in_memory(lab: Lab, answer_bytes: int) -> Measurement:
     return _submit(_memory, lab)
 
 
-def _scale(processes: int, lab: Lab) -> Sample:
+def _scale(processes: int, lab: Lab) -> Measurement:
     """Submits to so many processes in turn, with one Redis. The system spreads them over the cores.
 
     With fewer cores than processes that are busy, which are wrk, nginx, Redis and ours, the ratio says
@@ -67,14 +67,16 @@ def _scale(processes: int, lab: Lab) -> Sample:
         upstream = stack.enter_context(parked())
         proxies = [stack.enter_context(free.proxy(upstream, store=section)) for _ in range(processes)]
         front = stack.enter_context(free.round_robin(proxies))
-        sample = free.throughput(front, SUBMIT, status=202, connections=CONNECTIONS, behind=proxies)
+        sample = yield from free.throughput(
+            front, SUBMIT, status=202, connections=CONNECTIONS, behind=proxies
+        )
         free.kept(proxies[0]).check(live=front.submitted, more=CONNECTIONS)
         for proxy in proxies:
             proxy.stop()
         return sample
 
 
-def _scale_to(processes: int, lab: Lab, like: Sample) -> Sample:
+def _scale_to(processes: int, lab: Lab, answer_bytes: int) -> Measurement:
     return _scale(processes, lab)
 
 

@@ -7,6 +7,7 @@ raise :class:`~benchmarks.errors.Broken` if the load did not do what its figure 
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Final
@@ -15,54 +16,57 @@ from benchmarks import durable
 from benchmarks.errors import Broken
 from benchmarks.figure import Baseline, Figure
 from benchmarks.growth import OPERATIONS, SIZES
-from benchmarks.lab import Lab, Sample
+from benchmarks.lab import Lab, Measurement, Sample
 from benchmarks.load import Request
 from benchmarks.requests import ANSWER_3_MB, ANSWER_30_KB, CONNECTIONS, GET, HEADERS, PASS, SUBMIT
 from benchmarks.servers import UNLIMITED, parked
+from benchmarks.slices import Wanted
 
 __all__ = ["FIGURES"]
 
 
-def _bare(status: int, request: Request, lab: Lab, like: Sample) -> Sample:
+def _bare(status: int, request: Request, lab: Lab, answer_bytes: int) -> Measurement:
     """A handler that answers fixed bytes, as many as the subject did."""
-    with lab.baseline("fixed", status=status, size_bytes=like.answer_bytes) as server:
-        return lab.throughput(server, request, status=status)
+    with lab.baseline("fixed", status=status, size_bytes=answer_bytes) as server:
+        return (yield from lab.throughput(server, request, status=status))
 
 
-def _submit(lab: Lab) -> Sample:
+def _submit(lab: Lab) -> Measurement:
     with parked() as upstream, lab.proxy(upstream) as server:
-        sample = lab.throughput(server, SUBMIT, status=202, connections=CONNECTIONS)
+        sample = yield from lab.throughput(server, SUBMIT, status=202, connections=CONNECTIONS)
         server.stop().check(live=server.submitted, more=CONNECTIONS)
         return sample
 
 
-def _poll_pending(lab: Lab) -> Sample:
+def _poll_pending(lab: Lab) -> Measurement:
     with parked() as upstream, lab.proxy(upstream) as server:
         # Far more than are sent at once: the last one waits in the queue.
         job = json.loads(lab.ask(server, SUBMIT, status=202, times=1000).body)
         poll = Request("GET", f"{SUBMIT.path}/{job['id']}", headers=HEADERS)
         if b'"pending"' not in lab.ask(server, poll, status=202).body:
             raise Broken("the job is not pending")
-        return lab.throughput(server, poll, status=202)
+        return (yield from lab.throughput(server, poll, status=202))
 
 
-def _poll_completed(result: bytes, lab: Lab) -> Sample:
+def _poll_completed(result: bytes, lab: Lab) -> Measurement:
     with lab.gateway(result) as upstream, lab.proxy(upstream.url) as server:
         poll = lab.finish_one(server, SUBMIT)
         if result not in lab.ask(server, poll, status=200).body:
             raise Broken("the envelope does not hold the result")
-        return lab.throughput(server, poll, status=200)
+        return (yield from lab.throughput(server, poll, status=200))
 
 
-def _whole_job(lab: Lab) -> Sample:
+def _whole_job(lab: Lab) -> Measurement:
     """Submissions, and the time until the last of their jobs is done."""
     with lab.gateway(ANSWER_30_KB) as upstream, lab.proxy(upstream.url) as server:
         submitted = lab.ask(server, SUBMIT, status=202, times=200)
         lab.finish_one(server, SUBMIT)
         before = server.submitted
         with lab.metered(server) as meter:
-            lab.wrk(server, SUBMIT, connections=CONNECTIONS)
+            done = yield Wanted((server,), SUBMIT, CONNECTIONS, len(submitted.body))
+            ended = time.monotonic()
             poll = lab.finish_one(server, SUBMIT)
+        seconds = done.seconds + time.monotonic() - ended
         jobs = server.submitted - before
         if ANSWER_30_KB not in lab.ask(server, poll, status=200).body:
             raise Broken("the envelope does not hold the result")
@@ -71,34 +75,34 @@ def _whole_job(lab: Lab) -> Sample:
         if not 0 <= kept.live + kept.results - server.submitted <= CONNECTIONS or kept.live > 128:
             raise Broken(f"{server.submitted} jobs were submitted, and there are {kept}")
         return Sample(
-            value=jobs / meter.wall_s,
+            value=jobs / seconds,
             answer_bytes=len(submitted.body),
             cpu_us=meter.cpu_us(jobs),
-            busy=meter.busy,
+            busy=meter.busy(seconds),
         )
 
 
-def _bare_call(lab: Lab, like: Sample) -> Sample:
+def _bare_call(lab: Lab, answer_bytes: int) -> Measurement:
     with (
         lab.gateway(ANSWER_30_KB) as upstream,
-        lab.baseline("call", upstream=upstream.url, size_bytes=like.answer_bytes) as server,
+        lab.baseline("call", upstream=upstream.url, size_bytes=answer_bytes) as server,
     ):
-        return lab.throughput(server, SUBMIT, status=202)
+        return (yield from lab.throughput(server, SUBMIT, status=202))
 
 
-def _pass_through(connections: int, lab: Lab) -> Sample:
+def _pass_through(connections: int, lab: Lab) -> Measurement:
     with lab.gateway(ANSWER_30_KB) as upstream, lab.proxy(upstream.url) as server:
-        return lab.throughput(server, PASS, status=200, connections=connections)
+        return (yield from lab.throughput(server, PASS, status=200, connections=connections))
 
 
-def _bare_stream(connections: int, lab: Lab, like: Sample) -> Sample:
+def _bare_stream(connections: int, lab: Lab, answer_bytes: int) -> Measurement:
     with lab.gateway(ANSWER_30_KB) as upstream, lab.baseline("stream", upstream=upstream.url) as server:
-        return lab.throughput(server, PASS, status=200, connections=connections)
+        return (yield from lab.throughput(server, PASS, status=200, connections=connections))
 
 
-def _nginx_proxy(connections: int, lab: Lab, like: Sample) -> Sample:
+def _nginx_proxy(connections: int, lab: Lab, answer_bytes: int) -> Measurement:
     with lab.gateway(ANSWER_30_KB) as upstream, lab.nginx(upstream.url) as server:
-        return lab.throughput(server, PASS, status=200, connections=connections)
+        return (yield from lab.throughput(server, PASS, status=200, connections=connections))
 
 
 def _pass_through_figure(connections: int, *, added_p50_goal_ms: float | None = None) -> Figure:
@@ -126,16 +130,16 @@ def _memory(lab: Lab) -> Sample:
         lab.finish_one(server, SUBMIT)
         before, results_before = server.rss_bytes(), server.submitted
         with lab.metered(server) as meter:
-            lab.wrk(server, SUBMIT, connections=1, seconds=2 * lab.seconds)
+            lab.load(Wanted((server,), SUBMIT, 1), seconds=2 * lab.seconds)
             lab.finish_one(server, SUBMIT)
         results = server.submitted - results_before
         grown = server.rss_bytes() - before
         if server.stop().results < server.submitted - CONNECTIONS:
             raise Broken("not all of the jobs have a result")
-        return Sample(value=grown / results, cpu_us=meter.cpu_us(results), busy=meter.busy)
+        return Sample(value=grown / results, cpu_us=meter.cpu_us(results))
 
 
-def _own_bytes(lab: Lab, like: Sample) -> Sample:
+def _own_bytes(lab: Lab, answer_bytes: int) -> Sample:
     return Sample(value=len(ANSWER_30_KB))
 
 
@@ -159,7 +163,7 @@ def _poll_beside(jobs_per_s: int, lab: Lab) -> Sample:
             return sample
 
 
-def _poll_idle(lab: Lab, like: Sample) -> Sample:
+def _poll_idle(lab: Lab, answer_bytes: int) -> Sample:
     return _poll_beside(0, lab)
 
 
@@ -176,7 +180,7 @@ def _latency_figure(jobs_per_s: int, *, rounds: int) -> Figure:
     )
 
 
-def _smallest(operation: str, lab: Lab, like: Sample) -> Sample:
+def _smallest(operation: str, lab: Lab, answer_bytes: int) -> Sample:
     return lab.growth(operation, SIZES[0])
 
 

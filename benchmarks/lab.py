@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,8 +20,9 @@ from benchmarks.machine import Cores, on_core
 from benchmarks.pace import Pace, paced
 from benchmarks.servers import Kept, Server
 from benchmarks.sink import sink
+from benchmarks.slices import Wanted, in_turns
 
-__all__ = ["Lab", "Meter", "Sample"]
+__all__ = ["Lab", "Measurement", "Meter", "Sample"]
 
 # Before each measurement: connections upstream, caches, and the interpreter's specialised code.
 _WARM_UP_REQUESTS = 200
@@ -57,19 +58,22 @@ class Sample:
     load_busy: float | None = None
 
 
+# It starts servers, says what load it wants for them, gets what that came to, and looks at them again.
+Measurement = Generator[Wanted, Load, Sample]
+
+
 @dataclass(slots=True)
 class Meter:
-    """Time that passed, and processor time that a server used, inside :meth:`Lab.metered`."""
+    """Processor time that servers used inside :meth:`Lab.metered`."""
 
-    wall_s: float = 0.0
     cpu_s: float | None = None
 
     def cpu_us(self, requests: int) -> float | None:
         return None if self.cpu_s is None else self.cpu_s / requests * 1e6
 
-    @property
-    def busy(self) -> float | None:
-        return None if self.cpu_s is None else self.cpu_s / self.wall_s
+    def busy(self, seconds: float) -> float | None:
+        """The part of a core that they used in so many seconds."""
+        return None if self.cpu_s is None else self.cpu_s / seconds
 
 
 @dataclass(frozen=True)
@@ -146,20 +150,14 @@ class Lab:
             raise Broken(f"{request.method} {request.path}: {reply.status} in place of {status}")
         return reply
 
-    def wrk(
-        self, server: Server, request: Request, *, connections: int, seconds: int | None = None
-    ) -> Load:
-        """Send a request for as long as the lab's loads last."""
-        done = load.wrk(
-            server.url,
-            request,
-            connections=connections,
-            seconds=seconds or self.seconds,
-            core=self.cores.load,
-            folder=self.folder,
+    def load(self, *wanted: Wanted, seconds: float | None = None) -> list[Load]:
+        """Put loads on servers, in turns, for as long as the lab's loads last each."""
+        found = in_turns(
+            wanted, seconds=seconds or self.seconds, core=self.cores.load, folder=self.folder
         )
-        server.submitted += done.requests * (request.method == "POST")
-        return done
+        for one, done in zip(wanted, found, strict=True):
+            one.servers[0].submitted += done.requests * (one.request.method == "POST")
+        return found
 
     def growth(self, operation: str, jobs: int) -> Sample:
         """What an operation takes with so many jobs in the store; see :mod:`benchmarks.growth`."""
@@ -185,16 +183,17 @@ class Lab:
         with on_core(self.cores.load), self.metered(server) as meter:
             done = asyncio.run(paced(polls, self.seconds, beside=jobs))
         server.submitted += 0 if jobs is None else len(jobs.latencies_s)
+        assert done.p99_ms is not None
         return Sample(
             value=1e3 * done.p99_ms,
             p50_ms=done.p50_ms,
             p99_ms=done.p99_ms,
-            busy=meter.busy,
+            busy=meter.busy(self.seconds),
             load_busy=done.busy,
         )
 
     def sink(self, server: Server, request: Request, *, connections: int) -> Load:
-        """As :meth:`wrk`, for large answers."""
+        """As :meth:`load`, for large answers."""
         with on_core(self.cores.load):
             return sink(server.url, request, connections=connections, seconds=self.seconds)
 
@@ -203,9 +202,9 @@ class Lab:
         """Measure what ``servers`` do inside the ``with``, all together. A profiler sees the first."""
         meter = Meter()
         with self.around(servers[0]):
-            before, started = [server.cpu_s() for server in servers], time.monotonic()
+            before = [server.cpu_s() for server in servers]
             yield meter
-            meter.wall_s, after = time.monotonic() - started, [server.cpu_s() for server in servers]
+            after = [server.cpu_s() for server in servers]
         used = [b - a for a, b in zip(before, after, strict=True) if a is not None and b is not None]
         if len(used) == len(servers):
             meter.cpu_s = sum(used)
@@ -218,16 +217,16 @@ class Lab:
         status: int,
         connections: int = 64,
         behind: Sequence[Server] = (),
-    ) -> Sample:
+    ) -> Measurement:
         """Requests per second, all of them answered with ``status`` and as many bytes as the first.
 
         ``behind`` are the servers to be metered where ``server`` only spreads the requests among them.
-        Large answers are taken by :func:`benchmarks.sink.sink`: wrk would be the limit.
+        Large answers are taken by :func:`benchmarks.sink.sink`, not in turns: wrk would be the limit.
         """
         reply = self.ask(server, request, status=status, times=_WARM_UP_REQUESTS)
         with self.metered(*(behind or (server,))) as meter:
             if len(reply.body) < _LARGE_BYTES:
-                done = self.wrk(server, request, connections=connections)
+                done = yield Wanted((server, *behind), request, connections, len(reply.body))
             else:
                 done = self.sink(server, request, connections=connections)
         if done.bytes_per_answer < len(reply.body):
@@ -240,7 +239,7 @@ class Lab:
             p50_ms=done.p50_ms,
             p99_ms=done.p99_ms,
             cpu_us=meter.cpu_us(done.requests),
-            busy=meter.busy,
+            busy=meter.busy(done.seconds),
             load_busy=done.busy,
         )
 

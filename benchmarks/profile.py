@@ -26,6 +26,7 @@ from benchmarks.errors import Broken, OutOfTime
 from benchmarks.figures import FIGURES
 from benchmarks.lab import Lab
 from benchmarks.machine import on_core
+from benchmarks.rounds import subject
 from benchmarks.servers import Server
 
 _LIMIT_S = 120
@@ -50,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             if spy is None:
                 # Stopped by its signal the proxy returns from main as always, and cProfile writes.
                 python = [sys.executable, "-m", "cProfile", "-o", str(path)]
-                figure.subject(replace(lab, interpreter=python))
+                subject(figure, replace(lab, interpreter=python))
                 pstats.Stats(str(path)).strip_dirs().sort_stats("tottime").print_stats(chosen.top)
             else:
                 command = [spy, "record", "--format", "raw", "--function", "--rate", "400"]
                 command += ["--output", str(path), *(["--native"] if chosen.native else [])]
-                figure.subject(replace(lab, around=partial(_sampled, command, lab)))
+                subject(figure, replace(lab, around=partial(_sampled, command, lab)))
                 _print_samples(path, chosen.top)
     except (Broken, FileNotFoundError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)

@@ -27,15 +27,16 @@ _HEADINGS = (
 )
 
 _NOTES = """\
-Subject and baseline take turns for {rounds} rounds (fewer for durable stores and heavy loads), each
-time in a fresh process, {seconds} s each. Numbers are medians; a ratio is the median of the rounds'
-ratios, with the least and the greatest. The one by CPU is that of the servers' processor time per
-request, user and system, which a machine that is not quiet moves less: it does not count what a Redis
-uses. Of the pairs in the last two columns the first is ours. Busy is the part of its core that a
-server used, plus that of the load generator. A ratio with a (!) is not only about the servers: one of
-them left its core idle for more than a tenth of the time. Growth is measured once, in one process
-without sockets. A figure that is a latency is in µs; where its bar is longer than the chart, the
-chart is cut, and the table has its ratio. The log level of the proxy was {log_level}.
+Subject and baseline take turns: a tenth of a second for each, in which the other stands still,
+{seconds} s each in all, and {rounds} rounds of fresh processes (fewer for durable stores and heavy
+loads). Answers of 3 MB, memory and latencies are measured one after the other. Numbers are medians; a
+ratio is the median of the rounds' ratios, with the least and the greatest. The one by CPU is that of
+the servers' processor time per request, user and system: it does not count what a Redis uses. Of the
+pairs in the last two columns the first is ours. Busy is the part of its core that a server used, plus
+that of the load generator. A ratio with a (!) is not only about the servers: one of them left its core
+idle for more than a tenth of the time. Growth is measured once, in one process without sockets. A
+figure that is a latency is in µs; where its bar is longer than the chart, the chart is cut, and the
+table has its ratio. The log level of the proxy was {log_level}.
 """
 
 

@@ -1,15 +1,18 @@
-"""Three rounds of subject and baseline in turn, and what they come to: medians, ratios, spreads."""
+"""Rounds of subject and baseline in turn, and what they come to: medians, ratios, spreads."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from statistics import median
 
 from benchmarks.figure import Baseline, Figure
-from benchmarks.lab import Lab, Sample
+from benchmarks.lab import Lab, Measurement, Sample
+from benchmarks.load import Load
+from benchmarks.slices import Wanted
 
-__all__ = ["Row", "measure"]
+__all__ = ["Row", "measure", "subject"]
 
 # Below this share of its core a server under 64 connections was not what limited the figure.
 _BUSY = 0.9
@@ -86,23 +89,58 @@ class Row:
 
 
 def measure(figure: Figure, lab: Lab, *, rounds: int, say: Callable[[str], None]) -> list[Row]:
-    """Measure ``figure``: a row for each of its baselines.
-
-    Who comes first alternates, so that a machine that gets slower, or warmer, favours nobody.
-    """
-    ours: list[Sample] = []
-    others: list[list[Sample]] = [[] for _ in figure.baselines]
+    """Measure ``figure``: a row for each of its baselines."""
+    found: list[list[Sample]] = []
     for number in range(min(rounds, figure.most_rounds)):
-        if number % 2 == 0:
-            ours.append(figure.subject(lab))
-        for samples, baseline in zip(others, figure.baselines, strict=True):
-            samples.append(baseline.run(lab, ours[-1]))
-        if number % 2:
-            ours.append(figure.subject(lab))
-        values = ", ".join(f"{samples[-1].value:,.0f}" for samples in (ours, *others))
+        found.append(_round(figure, lab))
+        values = ", ".join(f"{sample.value:,.0f}" for sample in found[-1])
         say(f"{figure.name} {number + 1}: {values} {figure.unit}")
+    ours, *others = zip(*found, strict=True)
     pairs = zip(figure.baselines, others, strict=True)
     return [Row(figure, baseline, ours, samples) for baseline, samples in pairs]
+
+
+def subject(figure: Figure, lab: Lab) -> Sample:
+    """Measure the subject of ``figure`` alone."""
+    return _round(replace(figure, baselines=()), lab)[0]
+
+
+def _round(figure: Figure, lab: Lab) -> list[Sample]:
+    """Of the subject and of each baseline."""
+    with ExitStack() as stack:
+        parts = [_Part(figure.subject(lab), stack)]
+        for baseline in figure.baselines:
+            parts.append(_Part(baseline.run(lab, parts[0].answer_bytes), stack))
+        loaded = [(part, part.wanted) for part in parts if part.wanted is not None]
+        loads = lab.load(*(wanted for _, wanted in loaded)) if loaded else []
+        for (part, _), done in zip(loaded, loads, strict=True):
+            part.advance(done)
+        return [part.sample for part in parts]
+
+
+class _Part:
+    """A subject or a baseline: the load that it wants, or its sample."""
+
+    def __init__(self, measuring: Measurement | Sample, stack: ExitStack) -> None:
+        self.wanted: Wanted | None = None
+        self.sample: Sample
+        if isinstance(measuring, Sample):
+            self.sample = measuring
+        else:
+            self._measuring = measuring
+            stack.callback(measuring.close)
+            self.advance(None)
+
+    @property
+    def answer_bytes(self) -> int:
+        return self.sample.answer_bytes if self.wanted is None else self.wanted.answer_bytes
+
+    def advance(self, done: Load | None) -> None:
+        """Go on with what the load came to."""
+        try:
+            self.wanted = next(self._measuring) if done is None else self._measuring.send(done)
+        except StopIteration as end:
+            self.sample = end.value
 
 
 def _median(samples: Sequence[Sample]) -> Sample:

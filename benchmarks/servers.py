@@ -137,6 +137,8 @@ def proxy(
     command = [*interpreter, "-m", "asyncproxy", "serve", "--config", str(path)]
     with _child(command, core=core, folder=folder) as server:
         yield server
+        if server.process.poll() is None:
+            server.stop()  # else a profiler in it would write nothing
 
 
 @contextmanager

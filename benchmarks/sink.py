@@ -71,8 +71,8 @@ def sink(url: str, request: Request, *, connections: int, seconds: int) -> Load:
         seconds=wall_s,
         bytes=sum(connection.received for connection in opened),
         p50_ms=hundredths[49],
-        p99_ms=hundredths[98],
         busy=used_s / wall_s,
+        p99_ms=hundredths[98],
     )
 
 
