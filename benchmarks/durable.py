@@ -46,7 +46,6 @@ def _submit(store: Callable[[Lab], AbstractContextManager[dict[str, Any]]], lab:
     with parked() as upstream, store(lab) as section, lab.proxy(upstream, store=section) as server:
         sample = yield from lab.throughput(server, SUBMIT, status=202, connections=CONNECTIONS)
         lab.kept(server).check(live=server.submitted, more=CONNECTIONS)
-        server.stop()
         return sample
 
 
@@ -71,8 +70,6 @@ def _scale(processes: int, lab: Lab) -> Measurement:
             front, SUBMIT, status=202, connections=CONNECTIONS, behind=proxies
         )
         free.kept(proxies[0]).check(live=front.submitted, more=CONNECTIONS)
-        for proxy in proxies:
-            proxy.stop()
         return sample
 
 

@@ -116,7 +116,7 @@ class Writer:
         self._waiting.put(self._gathered)
         self._gathered = []
 
-    def _handed_over(self) -> list[_Item] | None:
+    def _all_waiting(self) -> list[_Item] | None:
         """All that is there for the thread, as soon as there is something; None at the end."""
         items = self._waiting.get()
         while items is not None and not self._waiting.empty():
@@ -128,7 +128,7 @@ class Writer:
         return items
 
     def _work(self) -> None:
-        while (items := self._handed_over()) is not None:
+        while (items := self._all_waiting()) is not None:
             for share in _shares(items):
                 outcomes = self._commit([_prepared(item) for item in share])
                 self._loop.call_soon_threadsafe(_tell, share, outcomes)

@@ -22,9 +22,9 @@ __all__ = ["Watch"]
 
 STORES = ("memory", "sqlite", "redis")
 
-# Modules whose tests are about the process or its memory, or about what never becomes a job, and so run
-# once. A test that brings a store of its own is marked `one_store`.
-ONCE = {"test_bad_input", "test_load", "test_pass_through", "test_process", "test_workers"}
+# Modules whose tests are about the process or its memory, or never touch a job, and so run once. A single
+# one for which that is so is marked `one_store`.
+ONCE = {"test_load", "test_pass_through", "test_process", "test_workers"}
 
 # Shorter ones would be found in any line.
 SHORTEST = 6

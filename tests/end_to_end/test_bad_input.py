@@ -306,6 +306,7 @@ async def test_a_name_that_stands_deeper_is_not_ours(proxy: Client, gateway: Gat
     assert (await proxy.outcome(await proxy.submit(text)))["status"] == "completed"
 
 
+@pytest.mark.one_store
 async def test_a_large_body_with_many_names_is_read_without_being_built(
     proxy: Client, gateway: Gateway
 ) -> None:
@@ -316,6 +317,7 @@ async def test_a_large_body_with_many_names_is_read_without_being_built(
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
 
 
+@pytest.mark.one_store
 async def test_a_large_escaped_text_costs_no_more_than_its_size(
     proxy: Client, gateway: Gateway
 ) -> None:
