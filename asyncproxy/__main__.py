@@ -2,7 +2,7 @@
 
 import sys
 
-from asyncproxy.cli import main
+from asyncproxy.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

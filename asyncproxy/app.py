@@ -13,35 +13,36 @@ from urllib.parse import unquote
 
 from aiohttp import web
 
-from asyncproxy import settings, tracing
-from asyncproxy.admin import Admin
-from asyncproxy.api import Api
-from asyncproxy.by_header import ByHeader
-from asyncproxy.config import Config
-from asyncproxy.credentials import KeyRing
-from asyncproxy.direct import DIRECTORY, Directory
-from asyncproxy.dispatcher import Dispatcher
-from asyncproxy.errors import StartupError
-from asyncproxy.events import Observer, Observers
-from asyncproxy.health import Health
-from asyncproxy.ids import RandomIds
-from asyncproxy.intake import Intake, expect_nothing
-from asyncproxy.logs import LogObserver
-from asyncproxy.loop_lag import measuring_lag
-from asyncproxy.metrics import Metrics
-from asyncproxy.middleware import answering_errors
-from asyncproxy.passthrough import PassThrough
-from asyncproxy.pools import Policy
-from asyncproxy.relay import Relay
-from asyncproxy.routing import ModelRoutes
+from asyncproxy.config import settings
+from asyncproxy.config.model import Config
+from asyncproxy.core.errors import StartupError
+from asyncproxy.core.events import Observer, Observers
+from asyncproxy.core.ids import RandomIds
+from asyncproxy.dispatch.dispatcher import Dispatcher
+from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.loop.heavy_work import HeavyWork
+from asyncproxy.loop.lag import measuring_lag
+from asyncproxy.observe import tracing
+from asyncproxy.observe.logs import LogObserver
+from asyncproxy.observe.metrics import Metrics
+from asyncproxy.observe.timed_store import TimedStore
+from asyncproxy.observe.tracing import Tracer
 from asyncproxy.service import JobService
 from asyncproxy.stores.base import Store
 from asyncproxy.stores.memory import MemoryStore
-from asyncproxy.stores.observed import ObservedStore
-from asyncproxy.tracing import Tracer
-from asyncproxy.turns import Turns
-from asyncproxy.upstream import Upstream
-from asyncproxy.upstreams import Upstreams
+from asyncproxy.upstream.client import Upstream
+from asyncproxy.upstream.model_routes import ModelRoutes
+from asyncproxy.upstream.registry import UpstreamRegistry
+from asyncproxy.web.admin import Admin
+from asyncproxy.web.async_api import AsyncApi
+from asyncproxy.web.body_reader import BodyReader, expect_nothing
+from asyncproxy.web.errors import answering_errors
+from asyncproxy.web.fast_path import DIRECTORY, FastPathRouter
+from asyncproxy.web.header_async import HeaderAsync
+from asyncproxy.web.health import Health
+from asyncproxy.web.passthrough import PassThrough
+from asyncproxy.web.relay import Relay
+from asyncproxy.wire.credentials import KeyRing
 
 __all__ = ["PROXY", "Proxy", "build_app", "setup"]
 
@@ -64,19 +65,19 @@ class Proxy:
     observer: Observer
     tracer: Tracer
     metrics: Metrics
-    intake: Intake
+    body_reader: BodyReader
     keys: KeyRing
     routes: ModelRoutes
     service: JobService
     store: Store
-    upstreams: Upstreams
+    upstreams: UpstreamRegistry
     dispatcher: Dispatcher
-    api: Api
+    api: AsyncApi
     admin: Admin
     pass_through: PassThrough
-    by_header: ByHeader
+    by_header: HeaderAsync
     relay: Relay
-    directory: Directory
+    directory: FastPathRouter
 
     async def running(self, app: web.Application) -> AsyncIterator[None]:
         """The cleanup context of an application: opens the parts, and closes them in reverse."""
@@ -106,7 +107,7 @@ class Proxy:
         self.keys.replace(settings.auth_keys(config))
         self.service.lifetimes = settings.lifetimes(config)
         self.store.limits = settings.limits(config)
-        self.intake.max_bytes, self.intake.max_total_bytes = settings.bodies(config)
+        self.body_reader.max_bytes, self.body_reader.max_total_bytes = settings.bodies(config)
         self.relay.hold_s = config.jobs.relay_hold
         self.relay.max_hops = config.jobs.relay_max_hops
         return fixed
@@ -168,9 +169,9 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     metrics = Metrics()
     observer = Observers([LogObserver(), metrics])
     tracer = tracing.from_environment(os.environ)
-    store = ObservedStore(_store(config), observer)
-    turns = Turns()
-    upstreams = Upstreams(settings.upstream_options(config), turns)
+    store = TimedStore(_store(config), observer)
+    heavy_work = HeavyWork()
+    upstreams = UpstreamRegistry(settings.upstream_options(config), heavy_work)
     routes = ModelRoutes(settings.patterns(config))
     dispatcher = Dispatcher(
         store,
@@ -178,23 +179,23 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         deadline_s=config.jobs.deadline,
         observer=observer,
         route=routes.upstream_for,
-        turns=turns,
+        heavy_work=heavy_work,
         tracer=tracer,
     )
     bodies = settings.bodies(config)
-    intake = Intake(
+    body_reader = BodyReader(
         max_bytes=bodies.max_bytes,
         max_total_bytes=bodies.max_total_bytes,
         timeout_s=config.client_timeout,
-        turns=turns,
+        heavy_work=heavy_work,
     )
     keys = KeyRing(settings.auth_keys(config), store.credential_keys[0])
     new_id = RandomIds()
-    directory = Directory()
+    directory = FastPathRouter()
     service = JobService(
         store=store,
         dispatcher=dispatcher,
-        intake=intake,
+        body_reader=body_reader,
         routes=routes,
         keys=keys,
         new_id=new_id,
@@ -205,7 +206,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     pass_through = PassThrough(
         upstreams=upstreams,
         routes=routes,
-        intake=intake,
+        body_reader=body_reader,
         keys=keys,
         observer=observer,
         tracer=tracer,
@@ -214,7 +215,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     relay = Relay(
         service,
         pass_through.send,
-        intake=intake,
+        body_reader=body_reader,
         observer=observer,
         hold_s=config.jobs.relay_hold,
         max_hops=config.jobs.relay_max_hops,
@@ -230,17 +231,17 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         observer=observer,
         tracer=tracer,
         metrics=metrics,
-        intake=intake,
+        body_reader=body_reader,
         keys=keys,
         routes=routes,
         service=service,
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
-        api=Api(service, directory),
+        api=AsyncApi(service, directory),
         admin=Admin(health, metrics, _paths(config, whole=whole)),
         pass_through=pass_through,
-        by_header=ByHeader(service, pass_through.handle, directory),
+        by_header=HeaderAsync(service, pass_through.handle, directory),
         directory=directory,
         relay=relay,
     )
@@ -253,7 +254,7 @@ def _store(config: Config) -> Store:
     if scheme == "memory":
         return MemoryStore(limits)
     if scheme == "sqlite":
-        from asyncproxy.stores.sqlite import SqliteStore
+        from asyncproxy.stores.sqlite.store import SqliteStore
 
         return SqliteStore(
             Path(unquote(rest.removeprefix("//"))),
@@ -263,7 +264,7 @@ def _store(config: Config) -> Store:
             full_durability=store.durability == "full",
         )
     try:
-        from asyncproxy.stores.redis import RedisStore
+        from asyncproxy.stores.redis.store import RedisStore
     except ImportError as error:
         if (error.name or "").partition(".")[0] not in ("redis", "hiredis"):
             raise
@@ -280,7 +281,7 @@ def _store(config: Config) -> Store:
     )
 
 
-def _pools(config: Config, upstreams: Upstreams) -> list[tuple[Upstream, Policy]]:
+def _pools(config: Config, upstreams: UpstreamRegistry) -> list[tuple[Upstream, CallPolicy]]:
     return [(upstreams[one.name], settings.policy(one)) for one in config.upstreams]
 
 

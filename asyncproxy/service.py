@@ -11,11 +11,8 @@ from typing import NamedTuple
 
 from aiohttp import web
 
-from asyncproxy import credentials, forms, submission
-from asyncproxy.credentials import KeyRing
-from asyncproxy.dispatcher import Dispatcher
-from asyncproxy.endpoints import Endpoint
-from asyncproxy.errors import (
+from asyncproxy.core.endpoints import Endpoint
+from asyncproxy.core.errors import (
     ApiError,
     InternalError,
     JobNotFound,
@@ -23,14 +20,18 @@ from asyncproxy.errors import (
     StoreFull,
     StoreUnavailable,
 )
-from asyncproxy.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
-from asyncproxy.heads import Caller, Head, Heads
-from asyncproxy.intake import Intake
-from asyncproxy.jobs import Call, Fallback, Finished, Job
-from asyncproxy.routing import ModelRoutes
+from asyncproxy.core.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
+from asyncproxy.core.jobs import Call, Fallback, Job, Outcome
+from asyncproxy.dispatch.dispatcher import Dispatcher
+from asyncproxy.observe.tracing import ENDPOINT, JOB, MODEL, Tracer
 from asyncproxy.stores.base import Alias, Store
-from asyncproxy.submission import Submission
-from asyncproxy.tracing import ENDPOINT, JOB, MODEL, Tracer
+from asyncproxy.upstream.model_routes import ModelRoutes
+from asyncproxy.web.body_reader import BodyReader
+from asyncproxy.web.request_heads import RequestHeads
+from asyncproxy.wire import credentials, multipart, preferences, submission
+from asyncproxy.wire.credentials import KeyRing
+from asyncproxy.wire.request import Caller, RequestHead
+from asyncproxy.wire.submission import Submission
 
 __all__ = ["JobService", "Lifetimes", "Submitted", "preferences_of"]
 
@@ -49,7 +50,7 @@ class Lifetimes:
 class Submitted(NamedTuple):
     """A job, and whether it was there already."""
 
-    job: Job | Finished
+    job: Job | Outcome
     replayed: bool
 
 
@@ -65,7 +66,7 @@ class JobService:
         *,
         store: Store,
         dispatcher: Dispatcher,
-        intake: Intake,
+        body_reader: BodyReader,
         routes: ModelRoutes,
         keys: KeyRing,
         lifetimes: Lifetimes,
@@ -76,10 +77,10 @@ class JobService:
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._intake = intake
+        self._body_reader = body_reader
         self._routes = routes
         self._key, *self._older_keys = store.credential_keys
-        self._heads = Heads(keys, self._key)
+        self._heads = RequestHeads(keys, self._key)
         self.lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
@@ -92,14 +93,14 @@ class JobService:
         """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
         try:
             head = self.admit(request)
-            body = self._intake.at_hand(request)
+            body = self._body_reader.at_hand(request)
             if body is None:
-                body = await self._intake.read(request)
+                body = await self._body_reader.read(request)
             asked = submission.check(endpoint, head.content_type, body)
             alias = None
             if (key := head.idempotency_key) is not None:
                 name = self._hash(b"key", head.caller.digest, endpoint.name.encode(), key)
-                contents = forms.contents(head.content_type, body)
+                contents = multipart.contents(head.content_type, body)
                 alias = Alias(name, self._hash(_query(request), *contents))
             return await self.create(endpoint, request, head, asked, alias)
         except ApiError as error:
@@ -110,10 +111,10 @@ class JobService:
         """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
         return self._heads.caller(request)
 
-    def admit(self, request: web.BaseRequest) -> Head:
+    def admit(self, request: web.BaseRequest) -> RequestHead:
         """The head of a request that is to become a job, while jobs are taken.
 
-        Raises :class:`ShuttingDown`, and what :meth:`Heads.read` does.
+        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read` does.
         """
         if self._dispatcher.draining:
             raise _shutting_down()
@@ -123,7 +124,7 @@ class JobService:
         self,
         endpoint: Endpoint,
         request: web.BaseRequest,
-        head: Head,
+        head: RequestHead,
         asked: Submission,
         alias: Alias | None,
     ) -> Submitted:
@@ -162,20 +163,26 @@ class JobService:
         self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     def relay_alias(
-        self, endpoint: Endpoint, request: web.BaseRequest, head: Head, body: bytes, *, again: bool
+        self,
+        endpoint: Endpoint,
+        request: web.BaseRequest,
+        head: RequestHead,
+        body: bytes,
+        *,
+        again: bool,
     ) -> Alias:
         """The name under which the same relayed request finds its job again.
 
         ``again``: the request says that it was sent before.
         """
         key = head.idempotency_key
-        contents = forms.contents(head.content_type, body)
+        contents = multipart.contents(head.content_type, body)
         path = endpoint.name.encode()
         name = self._hash(b"relay", head.caller.digest, path, _query(request), key or b"", *contents)
         attach = again or endpoint.repeatable or key is not None
         return Alias(name, b"", attach=attach, once=True)
 
-    async def find(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Job | Finished:
+    async def find(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Job | Outcome:
         """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
         caller = self.identify(request)
         job = await self._store.get(job_id)
@@ -188,15 +195,15 @@ class JobService:
             raise not_found()
         return job
 
-    async def wait(self, job: Job | Finished, timeout_s: float) -> Job | Finished:
+    async def wait(self, job: Job | Outcome, timeout_s: float) -> Job | Outcome:
         """``job`` as soon as it is terminal, or as it is after ``timeout_s``."""
-        if isinstance(job, Finished):
+        if isinstance(job, Outcome):
             return job
         outcome = "gone"  # the client, until we know better
         self.waiting += 1
         try:
             now = await self._store.wait(job.id, timeout_s)
-            outcome = "deleted" if now is None else "done" if isinstance(now, Finished) else "timeout"
+            outcome = "deleted" if now is None else "done" if isinstance(now, Outcome) else "timeout"
         finally:
             self.waiting -= 1
             self._observer.wait_ended(WaitEnded(job.endpoint, outcome))
@@ -208,16 +215,16 @@ class JobService:
         """Seconds to wait for a client that says so in ``?wait=`` or ``Prefer``. None: it does not."""
         if query is None and prefer is None:
             return None
-        return submission.wait(query, prefer, max_s=self.lifetimes.max_wait_s)
+        return preferences.wait(query, prefer, max_s=self.lifetimes.max_wait_s)
 
-    async def delete(self, job: Job | Finished) -> None:
+    async def delete(self, job: Job | Outcome) -> None:
         """Forget a job, and stop its call. Raises :class:`JobNotFound` if it is gone already."""
         if not await self._store.delete(job.id):
             raise not_found()
         if isinstance(job, Job):
             self._dispatcher.abort(job)
 
-    async def delivered(self, outcome: Finished, keep_s: float) -> None:
+    async def delivered(self, outcome: Outcome, keep_s: float) -> None:
         """Note that the client of a relayed request has its answer: the next one is a new request."""
         try:
             await self._store.retire(outcome, keep_s)
@@ -225,7 +232,7 @@ class JobService:
             # The answer is written, so this is none; the next equal request gets the same result.
             logger.warning("job %s: that it was delivered is not noted: %s", outcome.id, error.detail)
 
-    def _job(self, endpoint: Endpoint, head: Head, asked: Submission, traceparent: str) -> Job:
+    def _job(self, endpoint: Endpoint, head: RequestHead, asked: Submission, traceparent: str) -> Job:
         lifetimes = self.lifetimes
         fallbacks = asked.fallbacks
         return Job(
@@ -235,7 +242,7 @@ class JobService:
             upstream=self._routes.upstream_for(asked.model),
             model=asked.model,
             created_at=round(self._clock() * 1000) / 1000,
-            ttl_s=submission.ttl(head.ttl, default_s=lifetimes.default_s, max_s=lifetimes.max_s),
+            ttl_s=preferences.ttl(head.ttl, default_s=lifetimes.default_s, max_s=lifetimes.max_s),
             fallbacks=()
             if fallbacks is None
             else tuple(Fallback(self._routes.upstream_for(model), model) for model in fallbacks),

@@ -24,15 +24,14 @@ import msgspec
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from asyncproxy import credentials, envelope
 from asyncproxy.app import PROXY, build_app
-from asyncproxy.cli import loop_factory
-from asyncproxy.config import load_config
-from asyncproxy.envelope import Answer
-from asyncproxy.ids import RandomIds
-from asyncproxy.jobs import Call, Finished, Job, head_of
-from asyncproxy.server import connections
+from asyncproxy.cli.main import loop_factory
+from asyncproxy.config.model import load_config
+from asyncproxy.core.ids import RandomIds
+from asyncproxy.core.jobs import Call, Job, Outcome, UpstreamResponse, head_of
 from asyncproxy.stores.base import Store
+from asyncproxy.web.server import connections
+from asyncproxy.wire import credentials, envelope
 from benchmarks.errors import Broken
 from benchmarks.servers import UNLIMITED, parked
 
@@ -139,7 +138,9 @@ class _Filled:
         other = msgspec.structs.replace(job, upstream=_ASIDE)
         await self._store.create(other, self._call())
         claim = await self._store.claim(_ASIDE)
-        answer = Answer(200, ((b"Content-Type", b"application/json"),), (b'{"data":[0.123456789]}',))
+        answer = UpstreamResponse(
+            200, ((b"Content-Type", b"application/json"),), (b'{"data":[0.123456789]}',)
+        )
         outcome = envelope.finished(claim.job, answer, now=round(time.time(), 3))
         outcome = msgspec.structs.replace(outcome, expires_at=time.time() + lives_s)
         if not await self._store.finish(claim.job, outcome):
@@ -172,7 +173,7 @@ async def _polls(client: _Client, filled: _Filled, store: Store) -> list[float]:
     for job_id in random.choices(filled.ids, k=_TIMES):
         job = await store.get(job_id)
         request = f"GET {_PATH}/{job_id} HTTP/1.1\r\n{_HEAD}\r\n".encode()
-        took_s, _ = await client.ask(request, b"200" if isinstance(job, Finished) else b"202")
+        took_s, _ = await client.ask(request, b"200" if isinstance(job, Outcome) else b"202")
         seconds.append(took_s)
     return seconds
 

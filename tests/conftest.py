@@ -20,8 +20,8 @@ import pytest
 from yarl import URL
 
 from asyncproxy.app import PROXY, Proxy, build_app
-from asyncproxy.config import load_config
-from asyncproxy.server import listening
+from asyncproxy.config.model import load_config
+from asyncproxy.web.server import listening
 from tests import gateway as gateways
 from tests import redis_server
 from tests.gateway import Gateway
@@ -31,7 +31,7 @@ EMBED = {"model": "m", "input": "hello"}
 
 
 @dataclass
-class Answer:
+class UpstreamResponse:
     """A response of the proxy, read to its end."""
 
     status: int
@@ -62,15 +62,15 @@ class Client:
         self.parts = parts
         self.session = session
 
-    async def request(self, method: str, path: str, **kwargs: Any) -> Answer:
+    async def request(self, method: str, path: str, **kwargs: Any) -> UpstreamResponse:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
-            return Answer(response.status, response.headers, await response.read())
+            return UpstreamResponse(response.status, response.headers, await response.read())
 
-    async def get(self, path: str, **kwargs: Any) -> Answer:
+    async def get(self, path: str, **kwargs: Any) -> UpstreamResponse:
         return await self.request("GET", path, **kwargs)
 
-    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> Answer:
+    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> UpstreamResponse:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         if len(data) > 1024**2:
             kwargs["data"] = io.BytesIO(data)

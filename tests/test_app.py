@@ -14,8 +14,8 @@ from aiohttp.test_utils import TestClient
 
 import asyncproxy
 from asyncproxy.app import PROXY
-from asyncproxy.config import Config
-from asyncproxy.errors import StartupError
+from asyncproxy.config.model import Config
+from asyncproxy.core.errors import StartupError
 from tests.conftest import EMBED
 from tests.gateway import Gateway
 

@@ -19,10 +19,10 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from asyncproxy.cli import _parser
-from asyncproxy.config import Config, load_config
-from asyncproxy.instruments import Count, Distribution
-from asyncproxy.metrics import Metrics
+from asyncproxy.cli.main import _parser
+from asyncproxy.config.model import Config, load_config
+from asyncproxy.observe.instruments import Count, Distribution
+from asyncproxy.observe.metrics import Metrics
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from asyncproxy.config import Config, json_schema, load_config
+from asyncproxy.config.model import Config, json_schema, load_config
 from tests.conftest import Start
 from tests.end_to_end.test_process import started
 from tests.gateway import Gateway

@@ -3,7 +3,7 @@
 All times are seconds. A store never evicts: what does not fit is refused at :meth:`Store.create`.
 
 A store that keeps its jobs elsewhere may be out of reach: then each operation raises
-:class:`~asyncproxy.errors.StoreUnavailable`, except for :meth:`Store.claim`, which waits.
+:class:`~asyncproxy.core.errors.StoreUnavailable`, except for :meth:`Store.claim`, which waits.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
-from asyncproxy.fair_queue import Place
-from asyncproxy.jobs import Call, Finished, Job, Lane
+from asyncproxy.core.jobs import Call, Job, Lane, Outcome
+from asyncproxy.stores.fair_queue import QueuePosition
 
 __all__ = ["Alias", "Claim", "Limits", "Lost", "States", "Store", "UnreadableCall", "Usage"]
 
@@ -102,18 +102,17 @@ class Store(Protocol):
         """Hold the store open for the length of a ``with``: nothing else can be called outside it.
 
         ``lost`` hears of claimed jobs that were deleted, or that another process has claimed.
-        Raises :class:`~asyncproxy.errors.StartupError` if that cannot be.
+        Raises :class:`~asyncproxy.core.errors.StartupError` if that cannot be.
         """
 
-    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
+    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
         """Accept a pending job: None. Or else the job that the alias names already, and nothing new.
 
-        Raises :class:`~asyncproxy.errors.TooManyJobs`, :class:`~asyncproxy.errors.Overloaded`,
-        :class:`~asyncproxy.errors.StoreFull`, or :class:`~asyncproxy.errors.IdempotencyKeyReused` if
-        the alias names a job of another request, and then nothing has changed.
+        Raises ``TooManyJobs``, ``Overloaded``, ``StoreFull``, or ``IdempotencyKeyReused`` if the alias
+        names a job of another request. Nothing has changed then.
         """
 
-    async def get(self, job_id: str) -> Job | Finished | None:
+    async def get(self, job_id: str) -> Job | Outcome | None:
         """The job as it is now. None if it never was, has expired or was deleted."""
 
     async def claim(self, upstream: str) -> Claim:
@@ -142,7 +141,7 @@ class Store(Protocol):
     async def pause(self, lane: Lane, delay_s: float) -> None:
         """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
 
-    async def finish(self, job: Job, outcome: Finished) -> bool:
+    async def finish(self, job: Job, outcome: Outcome) -> bool:
         """Record the outcome of a claimed job, once. False if the claim was lost: that of another
         worker counts, or the job was deleted.
         """
@@ -156,19 +155,19 @@ class Store(Protocol):
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
         """Claim the waiting jobs of upstreams that nobody serves. ``upstreams`` are served here."""
 
-    async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
+    async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
         """The job as soon as it is terminal or gone, or as it is after ``timeout_s``. No polling."""
 
     def release_waiters(self) -> None:
         """Let all who wait here go at once, now and from now on."""
 
-    async def retire(self, outcome: Finished, within_s: float) -> None:
+    async def retire(self, outcome: Outcome, within_s: float) -> None:
         """Note that a result was delivered.
 
         If it has an alias that is for once, that is gone, and the result no later than ``within_s``.
         """
 
-    def place(self, job: Job) -> Place | None:
+    def place(self, job: Job) -> QueuePosition | None:
         """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""
 
     async def usage(self) -> Usage:
@@ -178,7 +177,7 @@ class Store(Protocol):
         """How the live jobs stand."""
 
     async def check(self) -> None:
-        """Raise :class:`~asyncproxy.errors.StoreUnavailable` if jobs cannot be taken just now."""
+        """Raise :class:`~asyncproxy.core.errors.StoreUnavailable` if jobs cannot be taken just now."""
 
     async def tick(self) -> None:
         """Housekeeping, about once a second: give back what has expired."""

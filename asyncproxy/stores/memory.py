@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from asyncproxy.errors import IdempotencyKeyReused, StoreFull
-from asyncproxy.jobs import Call, Finished, Job, Lane
+from asyncproxy.core.errors import IdempotencyKeyReused, StoreFull
+from asyncproxy.core.jobs import Call, Job, Lane, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Usage
-from asyncproxy.stores.ledger import Ledger
-from asyncproxy.stores.results import Results
-from asyncproxy.waiters import Waiters
+from asyncproxy.stores.expiring_results import ExpiringResults
+from asyncproxy.stores.live_jobs import LiveJobs
+from asyncproxy.stores.waiters import Waiters
 
 __all__ = ["MemoryStore"]
 
@@ -37,13 +37,13 @@ class MemoryStore:
     ) -> None:
         self.credential_keys = (secrets.token_bytes(32),)
         self._clock = clock
-        self._live = Ledger(limits, monotonic=monotonic, has_room=self._has_room)
+        self._live = LiveJobs(limits, monotonic=monotonic, has_room=self._has_room)
         self.place = self._live.place
         self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
         # What it may take is held by create() and claim(): a result never goes before its time.
-        self._results = Results()
+        self._results = ExpiringResults()
 
     @property
     def limits(self) -> Limits:
@@ -58,7 +58,7 @@ class MemoryStore:
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
         yield
 
-    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Finished | None:
+    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
         if alias is not None and (found := await self._named(alias)) is not None:
             return found
         self._live.check(job)
@@ -74,7 +74,7 @@ class MemoryStore:
             self._alias_of[job.id] = alias
         return None
 
-    async def get(self, job_id: str) -> Job | Finished | None:
+    async def get(self, job_id: str) -> Job | Outcome | None:
         job = self._live.get(job_id)
         if job is not None:
             return job
@@ -101,7 +101,7 @@ class MemoryStore:
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
 
-    async def finish(self, job: Job, outcome: Finished) -> bool:
+    async def finish(self, job: Job, outcome: Outcome) -> bool:
         if not self._live.holds(job):
             return False
         self._live.drop(job.id)
@@ -121,13 +121,13 @@ class MemoryStore:
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
         return self._live.claim_orphans(upstreams)
 
-    async def wait(self, job_id: str, timeout_s: float) -> Job | Finished | None:
+    async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
         return await self._waiters.follow(self.get, job_id, timeout_s)
 
     def release_waiters(self) -> None:
         self._waiters.release()
 
-    async def retire(self, outcome: Finished, within_s: float) -> None:
+    async def retire(self, outcome: Outcome, within_s: float) -> None:
         alias = self._alias_of.get(outcome.id)
         if alias is None or not alias.once:
             return
@@ -152,7 +152,7 @@ class MemoryStore:
             for job_id in [j for j in self._alias_of if j not in self._live and j not in self._results]:
                 self._drop_alias(job_id)
 
-    async def _named(self, alias: Alias) -> Job | Finished | None:
+    async def _named(self, alias: Alias) -> Job | Outcome | None:
         """The job that an alias names, if it names one and it is to be taken."""
         fingerprint, job_id = self._aliases.get(alias.key, (b"", ""))
         found = await self.get(job_id)
@@ -172,7 +172,7 @@ class MemoryStore:
     def _has_room(self) -> bool:
         return self._live.bytes + self._results.bytes < self._live.limits.max_bytes
 
-    def _keep(self, outcome: Finished) -> None:
+    def _keep(self, outcome: Outcome) -> None:
         self._expire()  # bit by bit: what a second of finished jobs leaves is much at once
         self._results.keep(outcome)
 

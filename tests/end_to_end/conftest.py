@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from asyncproxy import credentials
-from asyncproxy.logs import _JsonFormatter, _TextFormatter
+from asyncproxy.observe.logs import _JsonFormatter, _TextFormatter
+from asyncproxy.wire import credentials
 from tests import gateway as gateways
 
 __all__ = ["Watch"]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from asyncproxy.errors import StartupError, StoreUnavailable
+from asyncproxy.core.errors import StartupError, StoreUnavailable
 from tests.conftest import EMBED, Client, Start
 from tests.gateway import Gateway, answer, hang, in_turn, reset
 

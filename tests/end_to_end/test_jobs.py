@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from asyncproxy.endpoints import ENDPOINTS
+from asyncproxy.core.endpoints import ENDPOINTS
 from tests.conftest import EMBED, Client, Start
 from tests.gateway import Gateway, Received, answer, chunked, hang, in_turn, raw
 

@@ -10,7 +10,7 @@ from collections import Counter
 import aiohttp
 import pytest
 
-from asyncproxy.turns import Turns
+from asyncproxy.loop.heavy_work import HeavyWork
 from tests.conftest import EMBED, JSON, Client, Start
 from tests.gateway import Gateway, Received, answer, hang
 
@@ -64,7 +64,7 @@ async def test_ten_thousand_jobs_by_two_hundred_connections(start: Start, gatewa
 
 
 async def test_five_thousand_silent_clients_do_not_stop_the_next(start: Start) -> None:
-    from asyncproxy.cli import _allow_many_connections
+    from asyncproxy.cli.main import _allow_many_connections
 
     _allow_many_connections()
     proxy = await start()
@@ -159,20 +159,22 @@ async def test_each_keeps_its_own(proxy: Client) -> None:
     await asyncio.gather(*(client(number) for number in range(1, 51)))
 
 
-@pytest.mark.parametrize(("size", "turns"), [(1000, 0), (200_000, 0), (300_000, 1), (3_000_000, 1)])
+@pytest.mark.parametrize(
+    ("size", "heavy_work"), [(1000, 0), (200_000, 0), (300_000, 1), (3_000_000, 1)]
+)
 async def test_large_requests_are_checked_one_at_a_time(
-    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, turns: int
+    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, heavy_work: int
 ) -> None:
     proxy = await start()
     gateway.behaviour = hang
     taken = 0
-    take = Turns.next
+    take = HeavyWork.next
 
-    async def counting(self: Turns) -> None:
+    async def counting(self: HeavyWork) -> None:
         nonlocal taken
         taken += 1
         await take(self)
 
-    monkeypatch.setattr(Turns, "next", counting)
+    monkeypatch.setattr(HeavyWork, "next", counting)
     await proxy.submit({**EMBED, "input": "x" * size})
-    assert taken == turns
+    assert taken == heavy_work

@@ -14,7 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from asyncproxy.cli import main
+from asyncproxy.cli.main import main
 from asyncproxy.version import __version__
 from tests.conftest import EMBED
 from tests.gateway import Gateway, Received, embeddings, hang, raw

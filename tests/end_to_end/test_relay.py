@@ -14,9 +14,9 @@ import openai
 import pytest
 from aiohttp import web
 
-from asyncproxy import answers
-from asyncproxy.jobs import Finished
-from asyncproxy.responses import WireResponse
+from asyncproxy.core.jobs import Outcome
+from asyncproxy.web import job_responses
+from asyncproxy.web.wire_response import WireResponse
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_openai_client import sdk_embeddings
 from tests.gateway import Gateway, Received, answer, hang
@@ -384,17 +384,17 @@ async def test_an_answer_that_was_not_taken_is_there_for_the_retry(
     client = socket.create_connection((parts.hostname, parts.port))
     client.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     await gateway.until(lambda: bool(gateway.received))
-    own_response = answers.own_response
-    given: list[Finished] = []
+    own_response = job_responses.own_response
+    given: list[Outcome] = []
 
-    def reset_before(outcome: Finished) -> WireResponse:
+    def reset_before(outcome: Outcome) -> WireResponse:
         if not given:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()  # its reset arrives, and is not read before the answer is written
         given.append(outcome)
         return own_response(outcome)
 
-    monkeypatch.setattr(answers, "own_response", reset_before)
+    monkeypatch.setattr(job_responses, "own_response", reset_before)
     slow.done.set()
     async with asyncio.timeout(10):
         while not given:

@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from asyncproxy.config import StoreConfig, load_config
+from asyncproxy.config.model import StoreConfig, load_config
 from tests import gateway as gateways
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_process import Process, serving, started
@@ -234,7 +234,7 @@ async def test_an_upstream_that_cannot_be_opened_changes_nothing(
         raise FileNotFoundError
 
     with monkeypatch.context() as patch:
-        patch.setattr("asyncproxy.upstream._ssl_context", gone)
+        patch.setattr("asyncproxy.upstream.client._ssl_context", gone)
         with pytest.raises(FileNotFoundError):
             await reconfigure(proxy, upstream("two", other), jobs={"max_pending": 1})
     assert proxy.parts.config is before

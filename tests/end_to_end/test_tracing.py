@@ -15,8 +15,8 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from asyncproxy import tracing
-from asyncproxy.tracecontext import trace_id
+from asyncproxy.observe import tracing
+from asyncproxy.wire.trace_context import trace_id
 from tests import gateway as gateways
 from tests.conftest import EMBED, Client
 from tests.end_to_end.test_process import started

@@ -21,9 +21,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from asyncproxy import envelope
-from asyncproxy.envelope import Answer
-from asyncproxy.errors import (
+from asyncproxy.core.errors import (
     ApiError,
     DeadlineExceeded,
     IdempotencyKeyReused,
@@ -32,11 +30,12 @@ from asyncproxy.errors import (
     StoreFull,
     TooManyJobs,
 )
-from asyncproxy.jobs import TERMINAL, Call, Finished, Job, JobStatus
+from asyncproxy.core.jobs import TERMINAL, Call, Job, JobStatus, Outcome, UpstreamResponse
 from asyncproxy.stores.base import Alias, Claim, Limits, Store
 from asyncproxy.stores.memory import MemoryStore
-from asyncproxy.stores.redis import RedisStore
-from asyncproxy.stores.sqlite import SqliteStore
+from asyncproxy.stores.redis.store import RedisStore
+from asyncproxy.stores.sqlite.store import SqliteStore
+from asyncproxy.wire import envelope
 from tests import redis_server
 
 T = TypeVar("T")
@@ -69,7 +68,7 @@ async def memory(limits: Limits, clock: Clock) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def sqlite(limits: Limits, clock: Clock) -> AsyncIterator[Store]:
     # One reader: what is asked first is answered first, which settled() relies on.
-    with TemporaryDirectory() as folder, patch("asyncproxy.stores.sqlite._READERS", 1):
+    with TemporaryDirectory() as folder, patch("asyncproxy.stores.sqlite.store._READERS", 1):
         store = SqliteStore(
             Path(folder) / "jobs.db", limits, full_durability=False, clock=clock, monotonic=clock
         )
@@ -132,9 +131,11 @@ def large(size: int) -> bytes:
     return b'"' + b"x" * size + b'"'
 
 
-def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Finished:
+def completed(claimed: Job, clock: Clock, body: bytes = b'{"ok":1}') -> Outcome:
     return envelope.finished(
-        claimed, Answer(200, ((b"Content-Type", b"application/json"),), (body,)), now=clock.now
+        claimed,
+        UpstreamResponse(200, ((b"Content-Type", b"application/json"),), (body,)),
+        now=clock.now,
     )
 
 
@@ -180,7 +181,7 @@ async def test_a_finished_job_holds_neither_body_nor_credential(bench: Bench) ->
     await store.create(job("a", clock=bench.clock), call(b"the secret text"))
     await finish_next(store, bench.clock)
     found = await store.get("a")
-    assert isinstance(found, Finished)
+    assert isinstance(found, Outcome)
     kept = repr(msgspec.structs.asdict(found))
     assert "secret" not in kept
     assert "Bearer" not in kept
@@ -445,7 +446,7 @@ async def test_an_alias_finds_its_job_for_as_long_as_that_lives(bench: Bench) ->
         await store.create(job("c", clock=clock), CALL, Alias(b"name", b"another print"))
     await finish_next(store, clock)
     found = await store.create(job("d", clock=clock), CALL, alias)
-    assert isinstance(found, Finished)
+    assert isinstance(found, Outcome)
     assert found.id == "a"
     assert (await store.usage()).live == 0
     clock.now += 10
@@ -484,7 +485,7 @@ async def test_a_name_for_once_goes_with_the_delivery(bench: Bench, keep_s: floa
     await store.create(job("a", clock=clock), CALL, once)
     await finish_next(store, clock)
     outcome = await store.create(job("b", clock=clock), CALL, once)
-    assert isinstance(outcome, Finished)
+    assert isinstance(outcome, Outcome)
     await store.retire(outcome, keep_s)
     assert (await store.get("a") is not None) is bool(keep_s)
     clock.now += keep_s
@@ -500,7 +501,7 @@ async def test_a_name_that_is_not_for_once_stays_after_the_delivery(bench: Bench
     await store.create(job("a", clock=clock), CALL, alias)
     await finish_next(store, clock)
     outcome = await store.get("a")
-    assert isinstance(outcome, Finished)
+    assert isinstance(outcome, Outcome)
     await store.retire(outcome, 0)
     assert await store.create(job("b", clock=clock), CALL, alias) == outcome
 
@@ -516,7 +517,7 @@ async def test_who_waits_hears_of_the_end_at_once(bench: Bench) -> None:
     async with asyncio.timeout(5):
         first, second, deleted = await asyncio.gather(*waiting)
     assert first == second == await store.get("a")
-    assert isinstance(first, Finished)
+    assert isinstance(first, Outcome)
     assert deleted is None
     still = await store.wait("c", 0.001)
     assert isinstance(still, Job)
@@ -548,7 +549,7 @@ class Histories(RuleBasedStateMachine):
         made = STORES[self.kind](self.limits, self.clock)
         self.store = self.run(self.stack.enter_async_context(made))
         self.live: dict[str, Job] = {}
-        self.done: dict[str, tuple[Job, Finished]] = {}
+        self.done: dict[str, tuple[Job, Outcome]] = {}
         self.gone: set[str] = set()
         self.count = 0
 
@@ -617,7 +618,9 @@ class Histories(RuleBasedStateMachine):
         if outcome == "completed":
             finished = completed(claimed, self.clock)
         elif outcome == "failed":
-            finished = envelope.finished(claimed, Answer(400, (), (b"bad",)), now=self.clock.now)
+            finished = envelope.finished(
+                claimed, UpstreamResponse(400, (), (b"bad",)), now=self.clock.now
+            )
         else:
             finished = envelope.failed(claimed, DeadlineExceeded("late"), now=self.clock.now)
         assert self.run(self.store.finish(claimed, finished))

@@ -16,12 +16,12 @@ import trustme
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from asyncproxy.errors import IllegalTransition, StartupError, StoreFull, StoreUnavailable
-from asyncproxy.jobs import Call, Finished, Job, JobStatus
-from asyncproxy.stores import redis as redis_module
-from asyncproxy.stores import redis_link
+from asyncproxy.core.errors import IllegalTransition, StartupError, StoreFull, StoreUnavailable
+from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, UnreadableCall
-from asyncproxy.stores.redis import RedisStore
+from asyncproxy.stores.redis import connection
+from asyncproxy.stores.redis import store as redis_module
+from asyncproxy.stores.redis.store import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
 from tests.stores.test_contract import CALL, LIMITS, UPSTREAM, Clock, call, completed, job, large
@@ -529,7 +529,7 @@ async def test_cut_connections_fail_what_is_under_way_and_come_back(
     await back(a)
     await lab.submit(b, "a")
     assert (await claiming).job.id == "a"
-    said = [record.levelname for record in caplog.records if record.name == redis_link.__name__]
+    said = [record.levelname for record in caplog.records if record.name == connection.__name__]
     assert said == ["WARNING", "INFO"]
 
 
@@ -542,11 +542,11 @@ async def test_a_waiter_hears_what_was_said_while_its_node_was_cut_off(lab: Lab)
     a._link._lines._ear._writer.transport.abort()  # type: ignore[union-attr]
     assert await lab.finish(b, claim)
     async with asyncio.timeout(20):
-        assert isinstance(await waiting, Finished)
+        assert isinstance(await waiting, Outcome)
 
 
 async def test_a_silent_redis_is_out_of_reach(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_link, "_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(connection, "_TIMEOUT_S", 0.05)
     server = RedisServer()
     try:
         async for own in lab_on(server):
@@ -582,11 +582,11 @@ async def test_redis_dies_and_comes_back_with_all_that_was_accepted(own_lab: Lab
     lab.server.start()
     await back(a)
     await back(b)
-    assert isinstance(await b.get(done.job.id), Finished)
+    assert isinstance(await b.get(done.job.id), Outcome)
     assert await b.get("refused") is None
     assert await lab.finish(a, running)
     async with asyncio.timeout(20):
-        assert isinstance(await waiting, Finished)
+        assert isinstance(await waiting, Outcome)
     await lab.submit(a, "later")
     assert (await claiming).job.id == "later"
 
@@ -617,7 +617,7 @@ async def test_out_of_memory_is_full_and_what_is_there_goes_on(own_lab: Lab) -> 
         await lab.submit(a, "refused")
     claim = await claims(a)
     assert await lab.finish(a, claim)
-    assert isinstance(await a.get("a"), Finished)
+    assert isinstance(await a.get("a"), Outcome)
     await a.release((await claims(a)).job, attempts=1)
     assert await a.delete("a")
     await lab.redis.config_set("maxmemory", 0)
@@ -656,7 +656,7 @@ async def test_keys_can_be_rotated(lab: Lab) -> None:
     assert claim.call == CALL
     assert await lab.finish(second, claim)
     third = await lab.node(keys=[new])
-    assert isinstance(await third.get("a"), Finished)
+    assert isinstance(await third.get("a"), Outcome)
 
 
 @pytest.mark.parametrize("schema", ["2", "x"])

@@ -15,10 +15,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from asyncproxy.errors import StartupError, StoreFull, StoreUnavailable
-from asyncproxy.jobs import Call, Finished, Job, JobStatus
+from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
+from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
-from asyncproxy.stores.sqlite import SqliteStore
+from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
     CALL,
     UPSTREAM,
@@ -161,7 +161,7 @@ async def test_commits_are_shared(path: Path, clock: Clock) -> None:
 async def test_what_comes_in_one_go_shares_a_commit(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncproxy.stores.sqlite_writer._GATHER_S", 60.0)
+    monkeypatch.setattr("asyncproxy.stores.sqlite.writer._GATHER_S", 60.0)
     statements: list[str] = []
 
     async def create(store: SqliteStore, number: int) -> None:
@@ -179,7 +179,7 @@ async def test_what_comes_in_one_go_shares_a_commit(
 async def test_a_commit_does_not_wait_until_no_more_comes(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncproxy.stores.sqlite_writer._GATHER_S", 0.0)
+    monkeypatch.setattr("asyncproxy.stores.sqlite.writer._GATHER_S", 0.0)
     async with opened(path, clock) as store, asyncio.timeout(20):
         creating: list[asyncio.Future[Any]] = []
         while not creating or not creating[0].done():
@@ -382,7 +382,7 @@ async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clo
             await finish_next(store, clock, large(1_000_000))
         assert store._hot.currsize <= 32 * 1024**2
         for number in range(50):
-            assert isinstance(await store.get(str(number)), Finished)
+            assert isinstance(await store.get(str(number)), Outcome)
         assert store._hot.currsize <= 32 * 1024**2
         assert not store._fresh
 
@@ -508,7 +508,7 @@ async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
     """Nor does one whose call cannot be sealed, nor one whose end cannot be taken note of."""
     async with opened(path, clock) as store:
         await store._loaded.wait()
-        seal, accepted = store._vault.seal_call, store._accepted
+        seal, accepted = store._codec.seal_call, store._accepted
 
         def sealing(given: Call) -> bytes:
             if given.body == b"unsealed":
@@ -520,7 +520,7 @@ async def test_one_that_cannot_be_written_does_not_undo_those_beside_it(
             if given.id == "unheard":
                 raise ValueError("it cannot be heard of")
 
-        store._vault.seal_call = sealing  # type: ignore[method-assign,assignment]
+        store._codec.seal_call = sealing  # type: ignore[method-assign,assignment]
         store._accepted = accepting  # type: ignore[method-assign,assignment]
         creating = [  # in one go, and so in one commit
             store.create(job(name, clock=clock), call(name.encode()))
@@ -542,7 +542,7 @@ def _jobs_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("asyncproxy.stores.sqlite._live_after", broken)
+    monkeypatch.setattr("asyncproxy.stores.sqlite.store._live_after", broken)
 
 
 async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
@@ -552,7 +552,7 @@ async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(
         await store.create(job("a", clock=clock), CALL)
 
     _jobs_cannot_be_read(monkeypatch)
-    monkeypatch.setattr("asyncproxy.stores.sqlite._LONGEST_LOAD_S", 0.05)
+    monkeypatch.setattr("asyncproxy.stores.sqlite.store._LONGEST_LOAD_S", 0.05)
     async with opened(path, clock) as store:
         for asking in (
             store.get("a"),

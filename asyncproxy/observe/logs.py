@@ -1,0 +1,211 @@
+"""Events as log lines, and the set-up of logging for the command line.
+
+A line is made of the parts that operators search for, as ``key=value`` or JSON. What a client had a say
+in is escaped in both, so that it cannot start a line or a field of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import queue
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from logging.handlers import QueueHandler
+from typing import Any, Final
+
+from asyncproxy.core.events import JobFinished, Observer, RequestPassed, Retried, SubmitRefused
+from asyncproxy.core.jobs import JobStatus
+
+__all__ = ["Log", "LogObserver", "logging_to_stderr"]
+
+logger = logging.getLogger("asyncproxy")
+
+_PLAIN: Final = re.compile(r"[A-Za-z0-9._:/@+*,;%&?()\[\]~=-]+")
+_LONGEST_VALUE: Final = 512
+_MOST_WAITING: Final = 10_000
+_LAST_WAIT_S: Final = 2.0
+
+
+class LogObserver(Observer):
+    """Writes one line per job outcome and per request that went through."""
+
+    def job_finished(self, event: JobFinished) -> None:
+        # That a client asked for something wrong is not the operator's to look at.
+        theirs = event.status is JobStatus.COMPLETED or 400 <= event.status_code < 500
+        level = logging.INFO if theirs else logging.WARNING
+        if not logger.isEnabledFor(level):
+            return
+        _log(
+            level,
+            "job " + event.status.value,
+            job=event.job_id,
+            request_id=event.request_id,
+            trace_id=event.trace_id,
+            endpoint=event.endpoint,
+            upstream=event.upstream,
+            model=event.model,
+            status=event.status_code,
+            code=event.code,
+            attempts=event.attempts,
+            total_ms=round(event.total_s * 1000),
+            queue_ms=round(event.queued_s * 1000),
+            call_ms=round(event.call_s * 1000),
+            bytes=event.result_bytes,
+            detail=event.detail,
+        )
+
+    def request_passed(self, event: RequestPassed) -> None:
+        level = logging.INFO if event.outcome in ("ok", "client_gone") else logging.WARNING
+        if not logger.isEnabledFor(level):
+            return  # there may be thousands of them in a second
+        _log(
+            level,
+            "request",
+            method=event.method,
+            path=event.path,
+            upstream=event.upstream,
+            status=event.status,
+            outcome=event.outcome,
+            bytes=event.sent_bytes,
+            total_ms=round(event.total_s * 1000, 1),
+            request_id=event.request_id,
+            trace_id=event.trace_id,
+            detail=event.detail,
+        )
+
+    def retried(self, event: Retried) -> None:
+        _log(
+            logging.DEBUG,
+            "job retried",
+            job=event.job_id,
+            upstream=event.upstream,
+            reason=event.reason,
+            delay_ms=round(event.delay_s * 1000),
+        )
+
+    def submit_refused(self, event: SubmitRefused) -> None:
+        _log(logging.DEBUG, "submit refused", endpoint=event.endpoint, code=event.code)
+
+
+def _log(level: int, message: str, **fields: object) -> None:
+    if logger.isEnabledFor(level):
+        # Cut here: what waits to be written is bounded by its count alone.
+        cut = {key: _cut(value) for key, value in fields.items() if value != ""}
+        logger.log(level, message, extra={"fields": cut})
+
+
+class _Formatter(logging.Formatter):
+    def _parts(self, record: logging.LogRecord) -> dict[str, Any]:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        parts: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+        }
+        fields = getattr(record, "fields", {})
+        parts.update(fields)
+        if record.exc_info:
+            parts["traceback"] = self.formatException(record.exc_info)
+        return parts
+
+
+class _TextFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        parts = self._parts(record)
+        traceback = parts.pop("traceback", None)
+        line = f"{parts.pop('time')} {parts.pop('level'):<7} {_escaped(parts.pop('event'))}"
+        line += "".join(f" {key}={_quoted(value)}" for key, value in parts.items())
+        if traceback is None:
+            return line
+        # Indented, so that no line of it can pass for a line of the log.
+        return "\n    ".join([line, *traceback.splitlines()])
+
+
+class _JsonFormatter(_Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return json.dumps(self._parts(record), ensure_ascii=True)
+
+
+def _cut(value: object) -> object:
+    if isinstance(value, str) and len(value) > _LONGEST_VALUE:
+        return value[:_LONGEST_VALUE] + "…"
+    return value
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else json.dumps(text)
+
+
+class _Outbox(QueueHandler):
+    """Hands records over to the thread that writes them, and drops what that cannot keep up with."""
+
+    def __init__(self, records: queue.Queue[logging.LogRecord | None]) -> None:
+        super().__init__(records)
+        self.dropped = 0
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        return record  # it is formatted by the thread
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.dropped += 1
+
+
+class Log:
+    """The log of this process while it is written to stderr."""
+
+    def __init__(self, writer: logging.Handler) -> None:
+        self._writer = writer
+
+    def configure(self, level: str, style: str) -> None:
+        """Write lines from ``level`` on, as ``text`` or ``json``. Lines that wait change too."""
+        self._writer.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
+        logger.setLevel(level.upper())
+
+
+@contextmanager
+def logging_to_stderr(level: str, style: str) -> Iterator[Log]:
+    """Write the log of this process to stderr for the length of a ``with``.
+
+    ``level`` and ``style`` are as for :meth:`Log.configure`. Of libraries only the warnings are
+    written. Formatting and writing happen on a thread, so that a terminal that is slow does not stop
+    the loop; if nobody reads at all, lines are dropped, and the end waits no longer than two seconds
+    for those that are left.
+    """
+    writer = logging.StreamHandler(sys.stderr)
+    records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
+    outbox = _Outbox(records)
+    thread = threading.Thread(target=_write, args=(records, writer), daemon=True, name="log")
+    root = logging.getLogger()
+    before = root.handlers, root.level, logger.level
+    root.handlers = [outbox]  # instead of what a library may have put there at its import
+    root.setLevel(logging.WARNING)
+    log = Log(writer)
+    log.configure(level, style)
+    thread.start()
+    try:
+        yield log
+    finally:
+        if outbox.dropped:
+            logger.warning("%d lines of this log were dropped", outbox.dropped)
+        root.handlers, root.level, logger.level = before
+        with suppress(queue.Full):
+            records.put(None, timeout=_LAST_WAIT_S)
+        thread.join(_LAST_WAIT_S)
+
+
+def _write(records: queue.Queue[logging.LogRecord | None], writer: logging.Handler) -> None:
+    while (record := records.get()) is not None:
+        writer.handle(record)

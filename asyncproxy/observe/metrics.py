@@ -1,0 +1,260 @@
+"""The metrics: instruments that observe events, and what is read from the parts at a scrape.
+
+Labels are bounded by the configuration and by tables of ours: endpoints, upstreams, our codes, classes
+of statuses. Never a model, an id, a method or a path: a client could make a series of each.
+``docs/metrics.md`` lists them all, and a test holds it to this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+from prometheus_client import CollectorRegistry, Gauge, ProcessCollector, generate_latest
+
+from asyncproxy.core import events
+from asyncproxy.core.events import Observer, status_class
+from asyncproxy.core.jobs import JobStatus
+from asyncproxy.observe.instruments import Count, Distribution
+from asyncproxy.stores.base import States, Usage
+from asyncproxy.version import __version__
+
+__all__ = ["CONTENT_TYPE", "Fill", "Metrics", "Readings"]
+
+# The text format that every Prometheus reads.
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+# In seconds. What a gateway takes is anything from a cached vector to a long generation; what a job
+# takes may be its deadline.
+_LONG: Final = (
+    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600,
+)  # fmt: skip
+# The memory store takes microseconds, a disk milliseconds, a server that comes back seconds.
+_STORE: Final = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
+_LAG: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
+
+
+class Fill(NamedTuple):
+    """What a store says of itself."""
+
+    usage: Usage
+    states: States
+
+
+class Readings(NamedTuple):
+    """How the parts stand at a scrape. ``fill`` is None if the store did not say in time.
+
+    ``calls`` and ``concurrency`` are by upstream: calls in flight, and as many as there may be.
+    """
+
+    fill: Fill | None
+    max_live: int
+    max_bytes: int
+    calls: Mapping[str, int]
+    concurrency: Mapping[str, int]
+    waiting: int
+    passing: int
+    draining: bool
+
+
+class Metrics(Observer):
+    """The instruments of one application, in a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        info = self._gauge("asyncproxy_build_info", "Always 1.", "version")
+        info.labels(__version__).set(1)
+        self._add_jobs()
+        self._add_calls()
+        self._add_store()
+        self._add_requests()
+        self._lag = self._histogram(
+            "asyncproxy_event_loop_lag_seconds",
+            "How much later than asked for the event loop runs what is due.",
+            buckets=_LAG,
+        )
+        self._reloads = self._counter(
+            "asyncproxy_config_reloads", "Configurations read at SIGHUP.", "outcome"
+        )
+
+    def _add_jobs(self) -> None:
+        self._submitted = self._counter(
+            "asyncproxy_jobs_submitted", "Jobs accepted.", "endpoint", "upstream"
+        )
+        self._refused = self._counter(
+            "asyncproxy_submits_refused", "Requests that did not become a job.", "endpoint", "code"
+        )
+        self._finished = self._counter(
+            "asyncproxy_jobs_finished", "Jobs with an outcome.", "endpoint", "upstream", "outcome"
+        )
+        self._job_seconds = self._histogram(
+            "asyncproxy_job_seconds",
+            "From the submission of a job to its outcome.",
+            "endpoint",
+            "upstream",
+        )
+        self._queue_seconds = self._histogram(
+            "asyncproxy_queue_wait_seconds",
+            "From the submission of a job to its first call.",
+            "upstream",
+        )
+        self._live = self._gauge("asyncproxy_jobs", "Jobs without an outcome.", "state")
+        self._max_live = self._gauge("asyncproxy_jobs_limit", "Jobs without an outcome that fit.")
+        self._draining = self._gauge("asyncproxy_draining", "1 while the proxy stops, otherwise 0.")
+
+    def _add_calls(self) -> None:
+        self._attempt_seconds = self._histogram(
+            "asyncproxy_upstream_attempt_seconds", "Of one call for a job.", "upstream", "outcome"
+        )
+        self._retries = self._counter(
+            "asyncproxy_retries", "Jobs that went back to be tried again.", "upstream", "reason"
+        )
+        self._fallbacks = self._counter(
+            "asyncproxy_fallbacks", "Jobs that went on with their next model.", "upstream"
+        )
+        self._pauses = self._counter(
+            "asyncproxy_upstream_pauses", "Pauses that a rate limit asked for.", "upstream"
+        )
+        self._calls = self._gauge("asyncproxy_calls_in_flight", "Calls for jobs.", "upstream")
+        self._concurrency = self._gauge(
+            "asyncproxy_calls_limit", "Calls for jobs at once, at the most.", "upstream"
+        )
+
+    def _add_store(self) -> None:
+        self._store_up = self._gauge("asyncproxy_store_up", "1 if the store answers, otherwise 0.")
+        self._store_results = self._gauge("asyncproxy_store_results", "Results that are kept.")
+        self._store_bytes = self._gauge("asyncproxy_store_bytes", "What jobs and results take.")
+        self._store_max_bytes = self._gauge("asyncproxy_store_limit_bytes", "What they may take.")
+        self._store_seconds = self._histogram(
+            "asyncproxy_store_operation_seconds", "Of the store.", "operation", buckets=_STORE
+        )
+        self._store_errors = self._counter(
+            "asyncproxy_store_errors", "Operations that the store failed.", "operation", "code"
+        )
+
+    def _add_requests(self) -> None:
+        self._passed = self._counter(
+            "asyncproxy_passthrough_requests",
+            "Requests passed through.",
+            "upstream",
+            "status",
+            "outcome",
+        )
+        self._passed_bytes = self._counter(
+            "asyncproxy_passthrough_bytes", "Of their bodies.", "upstream", "direction"
+        )
+        self._first_byte_seconds = self._histogram(
+            "asyncproxy_passthrough_first_byte_seconds", "Until an answer began.", "upstream"
+        )
+        self._passing = self._gauge(
+            "asyncproxy_passthrough_in_flight", "Requests that are passing through."
+        )
+        self._waiting = self._gauge("asyncproxy_waiting_clients", "Clients held until a job ends.")
+        self._waits = self._counter(
+            "asyncproxy_waits", "Clients that were held.", "endpoint", "outcome"
+        )
+        self._hops = self._counter(
+            "asyncproxy_relay_hops", "Redirects of relayed requests.", "endpoint"
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Count:
+        return Count(name, text, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, text: str, *labels: str, buckets: Sequence[float] = _LONG
+    ) -> Distribution:
+        return Distribution(name, text, labels, buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    # What happens.
+
+    def job_submitted(self, event: events.JobSubmitted) -> None:
+        self._submitted.add((event.endpoint, event.upstream))
+
+    def submit_refused(self, event: events.SubmitRefused) -> None:
+        self._refused.add((event.endpoint, event.code))
+
+    def job_started(self, event: events.JobStarted) -> None:
+        self._queue_seconds.observe((event.upstream,), event.queued_s)
+
+    def call_ended(self, event: events.CallEnded) -> None:
+        self._attempt_seconds.observe((event.upstream, event.outcome), event.duration_s)
+
+    def retried(self, event: events.Retried) -> None:
+        self._retries.add((event.upstream, event.reason))
+
+    def fell_back(self, event: events.FellBack) -> None:
+        self._fallbacks.add((event.upstream,))
+
+    def paused(self, event: events.Paused) -> None:
+        self._pauses.add((event.upstream,))
+
+    def job_finished(self, event: events.JobFinished) -> None:
+        outcome = "completed"
+        if event.status is not JobStatus.COMPLETED:
+            outcome = event.code or "upstream_" + status_class(event.status_code)
+        self._finished.add((event.endpoint, event.upstream, outcome))
+        self._job_seconds.observe((event.endpoint, event.upstream), event.total_s)
+
+    def request_passed(self, event: events.RequestPassed) -> None:
+        status = status_class(event.status) if event.status else "none"
+        self._passed.add((event.upstream, status, event.outcome))
+        self._passed_bytes.add((event.upstream, "request"), event.received_bytes)
+        self._passed_bytes.add((event.upstream, "response"), event.sent_bytes)
+        if event.first_byte_s is not None:
+            self._first_byte_seconds.observe((event.upstream,), event.first_byte_s)
+
+    def wait_ended(self, event: events.WaitEnded) -> None:
+        self._waits.add((event.endpoint, event.outcome))
+
+    def relay_hop(self, event: events.RelayHop) -> None:
+        self._hops.add((event.endpoint,))
+
+    def store_operation(self, event: events.StoreOperation) -> None:
+        if event.duration_s is not None:
+            self._store_seconds.observe((event.operation,), event.duration_s)
+        if event.error:
+            self._store_errors.add((event.operation, event.error))
+
+    def config_reloaded(self, event: events.ConfigReloaded) -> None:
+        self._reloads.add(("succeeded" if event.succeeded else "refused",))
+
+    def loop_lagged(self, lag_s: float) -> None:
+        """Note how late the event loop was."""
+        self._lag.observe((), lag_s)
+
+    # What is.
+
+    def page(self, readings: Readings) -> bytes:
+        """All metrics, in the format of :data:`CONTENT_TYPE`."""
+        self._read(readings)
+        return generate_latest(self.registry)
+
+    def _read(self, readings: Readings) -> None:
+        fill = readings.fill
+        self._store_up.set(fill is not None)
+        if fill is None:
+            # No number is better than an old one.
+            for gauge in (self._store_bytes, self._store_results):
+                gauge.set(float("nan"))
+            self._live.clear()
+        else:
+            self._store_bytes.set(fill.usage.bytes)
+            self._store_results.set(fill.usage.results)
+            self._live.labels("pending").set(fill.states.pending)
+            self._live.labels("processing").set(fill.states.processing)
+        self._max_live.set(readings.max_live)
+        self._store_max_bytes.set(readings.max_bytes)
+        self._waiting.set(readings.waiting)
+        self._passing.set(readings.passing)
+        self._draining.set(readings.draining)
+        for gauge, by_upstream in (
+            (self._calls, readings.calls),
+            (self._concurrency, readings.concurrency),
+        ):
+            gauge.clear()  # one that was removed has no calls
+            for upstream, number in by_upstream.items():
+                gauge.labels(upstream).set(number)

@@ -1,0 +1,119 @@
+"""What durable stores write: calls sealed, outcomes as they are or sealed too.
+
+Sealed is a Fernet token (AES-128-CBC and HMAC-SHA256, https://github.com/fernet/spec): it cannot be
+read or changed without the key. With several keys the first one seals, and any of them opens, so that
+keys can be rotated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from asyncproxy.core.errors import StartupError
+from asyncproxy.core.jobs import Call, Job, Outcome
+
+__all__ = ["Codec", "Unreadable", "require"]
+
+# Names of header fields are a subclass of str, which msgspec leaves to us.
+_ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=str)
+_CALLS: Final = msgspec.msgpack.Decoder(Call)
+_JOBS: Final = msgspec.msgpack.Decoder(Job)
+_OUTCOMES: Final = msgspec.msgpack.Decoder(Outcome)
+
+_PROBE: Final = b"asyncproxy"
+
+
+class Unreadable(Exception):
+    """What a store holds was sealed with a key that is not among ours, or is damaged."""
+
+
+def require(*, extra: str) -> None:
+    """Raise :class:`StartupError` that names ``extra`` if the library is missing."""
+    try:
+        import cryptography.fernet  # noqa: F401
+    except ImportError:
+        raise StartupError(
+            f"this store needs a library that is missing: pip install 'asyncproxy[{extra}]'"
+        ) from None
+
+
+class Codec:
+    """Turns jobs, calls and outcomes into bytes at rest, and back.
+
+    ``keys`` are 32 secret bytes each. ``extra`` is what to install when the library is missing. Raises
+    :class:`StartupError` if it is.
+    """
+
+    def __init__(self, keys: Sequence[bytes], *, seal_outcomes: bool, extra: str) -> None:
+        require(extra=extra)
+        from cryptography.fernet import Fernet, InvalidToken, MultiFernet
+
+        self._fernet = MultiFernet([Fernet(urlsafe_b64encode(key)) for key in keys])
+        self._invalid = InvalidToken
+        self._seal_outcomes = seal_outcomes
+        # Derived, so that all who share the key share these too, and have nothing to agree on.
+        self.credential_keys = tuple(
+            hashlib.blake2b(b"asyncproxy credentials", key=key, digest_size=32).digest() for key in keys
+        )
+
+    def pack_job(self, job: Job) -> bytes:
+        """A job, which holds no secret."""
+        return _ENCODER.encode(job)
+
+    def unpack_job(self, data: bytes) -> Job:
+        """Raises :class:`Unreadable`."""
+        try:
+            return _JOBS.decode(data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+
+    def seal_call(self, call: Call) -> bytes:
+        """A call, which holds the client's credential and text."""
+        return self._fernet.encrypt(_ENCODER.encode(call))
+
+    def open_call(self, data: bytes) -> Call:
+        """Raises :class:`Unreadable`."""
+        try:
+            return _CALLS.decode(self._open(data))
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+
+    def pack_outcome(self, outcome: Outcome) -> bytes:
+        """An outcome, sealed if they are to be."""
+        data = _ENCODER.encode(outcome)
+        return self._fernet.encrypt(data) if self._seal_outcomes else data
+
+    def unpack_outcome(self, data: bytes) -> Outcome:
+        """Raises :class:`Unreadable`. Takes both kinds: the setting may have changed meanwhile."""
+        try:
+            # A token is Base64 and starts with the letter g; an outcome starts with a map of msgpack.
+            return _OUTCOMES.decode(self._open(data) if data[:1] == b"g" else data)
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+
+    def probe(self) -> bytes:
+        """A token for a store to keep, by which :meth:`check` knows whether the keys are its own."""
+        return self._fernet.encrypt(_PROBE)
+
+    def check(self, probe: bytes) -> None:
+        """Raise :class:`StartupError` if the probe of a store was made with none of our keys."""
+        try:
+            right = self._open(probe) == _PROBE
+        except Unreadable:
+            right = False
+        if not right:
+            raise StartupError(
+                "the store was written with another encryption key. Set store.encryption_key to that "
+                "one, or to the new one and that one, with a comma between them"
+            )
+
+    def _open(self, data: bytes) -> bytes:
+        try:
+            return self._fernet.decrypt(data)
+        except self._invalid:
+            raise Unreadable("sealed with another key, or damaged") from None

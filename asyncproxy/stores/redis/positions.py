@@ -1,0 +1,56 @@
+"""Where jobs stand in a queue that is elsewhere, as far as this node has heard."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+
+from asyncproxy.core.jobs import Job, Lane
+from asyncproxy.stores.fair_queue import QueuePosition
+
+__all__ = ["QueuePositions"]
+
+# A place is asked for right after the job was looked at: there is no need to remember many.
+_MOST_TURNS: Final = 4096
+
+
+class QueuePositions:
+    """The turn of a job: how many of its upstream are expected to have gone when it goes."""
+
+    def __init__(self, monotonic: Callable[[], float]) -> None:
+        self._monotonic = monotonic
+        self._turns: OrderedDict[str, int] = OrderedDict()
+        self._gone: dict[str, int] = {}
+        self._not_before: dict[str | Lane, float] = {}
+
+    def note_turn(self, job_id: str, turn: int) -> None:
+        """Note the turn that a job has."""
+        self._turns[job_id] = turn
+        if len(self._turns) > _MOST_TURNS:
+            self._turns.popitem(last=False)
+
+    def note_gone(self, upstream: str, count: int) -> None:
+        """Note how many jobs of an upstream have left its queue since it exists."""
+        if count > self._gone.get(upstream, 0):
+            self._gone[upstream] = count
+
+    def hold_back(self, what: str | Lane, delay_s: float) -> None:
+        """Note that a job, by its id, or a lane is not to go for some time."""
+        until = self._monotonic() + delay_s
+        self._not_before[what] = max(until, self._not_before.get(what, 0.0))
+
+    def tidy(self) -> None:
+        """Forget what is over."""
+        now = self._monotonic()
+        for what in [what for what, until in self._not_before.items() if until <= now]:
+            del self._not_before[what]
+
+    def of(self, job: Job) -> QueuePosition | None:
+        """Where a waiting job stands. None: not heard of."""
+        turn = self._turns.get(job.id)
+        held = [self._not_before.get(what, 0.0) for what in (job.id, job.lane)]
+        if turn is None and not any(held):
+            return None
+        ahead = 0 if turn is None else max(0, turn - self._gone.get(job.upstream, 0))
+        return QueuePosition(ahead, max(held))

@@ -1,0 +1,62 @@
+"""Whether what is in Redis is ours to read, and whether Redis keeps it."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+from redis.exceptions import RedisError, ResponseError
+
+from asyncproxy.core.errors import StartupError, StoreUnavailable
+from asyncproxy.stores.codec import Codec
+from asyncproxy.stores.redis.connection import ConnectionManager
+
+__all__ = ["SCHEMA", "look_after", "prepare_schema"]
+
+logger = logging.getLogger(__name__)
+
+# Raised when a node of the version before could not work beside one of this.
+SCHEMA: Final = 1
+
+
+async def prepare_schema(link: ConnectionManager, prefix: str, codec: Codec) -> None:
+    """Note what kind of data this is, or see that it is ours. Raises :class:`StartupError`."""
+    key = f"{prefix}meta"
+    try:
+        await link.call("HSETNX", key, "schema", SCHEMA)
+        await link.call("HSETNX", key, "probe", codec.probe())
+        schema, probe = await link.call("HMGET", key, "schema", "probe")
+        if not schema.isdigit() or int(schema) > SCHEMA:
+            raise StartupError(
+                f"Redis holds data under {prefix} with schema {schema.decode(errors='replace')!r}, and "
+                f"this version of asyncproxy knows {SCHEMA}. A newer one wrote it, or another program: "
+                "bring this one up to date, or set store.prefix to another"
+            )
+        codec.check(probe)
+        # With the first of our keys, so that the older ones can be dropped one day.
+        await link.call("HSET", key, "probe", codec.probe())
+    except (RedisError, StoreUnavailable) as error:
+        detail = error.detail if isinstance(error, StoreUnavailable) else str(error)
+        raise StartupError(f"the store cannot be used: {detail}") from None
+
+
+async def look_after(link: ConnectionManager) -> None:
+    """Warn of a Redis that may lose jobs by its configuration, as far as it can be read."""
+    found = {}
+    for name in ("maxmemory", "maxmemory-policy", "appendonly"):
+        try:
+            reply = await link.call("CONFIG", "GET", name)
+        except (ResponseError, StoreUnavailable):
+            return  # managed services do not show it
+        found[name] = reply[1].decode() if len(reply) == 2 else ""
+    if found["maxmemory-policy"] not in ("noeviction", "") and found["maxmemory"] != "0":
+        logger.warning(
+            "Redis evicts keys when its memory is full (maxmemory-policy %s): accepted jobs and "
+            "results can be lost. Set it to noeviction",
+            found["maxmemory-policy"],
+        )
+    if found["appendonly"] == "no":
+        logger.warning(
+            "Redis does not write what it is told to disk (appendonly no): accepted jobs are lost when "
+            "it restarts. Set appendonly to yes"
+        )

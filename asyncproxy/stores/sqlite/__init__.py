@@ -1,0 +1,5 @@
+"""The store in a file, for one process. Jobs and results survive ``kill -9`` and a power loss.
+
+``file`` opens the database, ``writer`` shares commits, ``store`` is the store.
+Begin with ``store``.
+"""

@@ -1,0 +1,214 @@
+"""The file of a SQLite store: its lock, its key, its schema, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import sqlite3
+from base64 import b64decode, b64encode
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
+from asyncproxy.stores.codec import Codec
+
+__all__ = ["check_place", "connect", "key_of", "locked", "prepared", "translate"]
+
+logger = logging.getLogger(__name__)
+
+_APPLICATION_ID: Final = 0x61707278  # "aprx"
+_SCHEMA_VERSION: Final = 1
+_OLDEST_SQLITE: Final = (3, 35, 0)  # RETURNING
+
+# A call comes last in its row: reading what stands before it does not touch the pages that hold it.
+_SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS jobs (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, size INTEGER NOT NULL,
+    record BLOB NOT NULL, call BLOB NOT NULL
+);
+CREATE TABLE IF NOT EXISTS results (
+    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
+    size INTEGER NOT NULL, outcome BLOB NOT NULL
+);
+CREATE INDEX IF NOT EXISTS results_expiry ON results (expires_at, size);
+CREATE TABLE IF NOT EXISTS aliases (
+    key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, job_id TEXT NOT NULL, once INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS aliases_job ON aliases (job_id);
+"""
+
+# A file up to this size is looked through as a whole at the start; it takes a tenth of a second.
+_CHECKED_BYTES: Final = 64 * 1024 * 1024
+
+# Pages in the log before they are moved into the file, and bytes that the log keeps after it.
+_CHECKPOINT_PAGES: Final = 1024
+_LOG_BYTES: Final = 64 * 1024 * 1024
+
+# Memory for pages, in KiB: more of them are read from the file again, which the system caches.
+_CACHE_KIB: Final = 16 * 1024
+
+
+def key_of(path: Path) -> bytes:
+    """The key beside a database that was given none. Makes one for a database that does not exist yet.
+
+    Raises :class:`StartupError`.
+    """
+    beside = path.with_name(path.name + ".key")
+    try:
+        return _read_key(beside)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise StartupError(f"the key file {beside} cannot be read: {error.strerror}") from None
+    if path.exists() and path.stat().st_size:
+        raise StartupError(
+            f"{path} is there, and its key file {beside} is not. Put that back, or set "
+            "store.encryption_key to what was in it"
+        )
+    key = secrets.token_bytes(32)
+    try:
+        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            file.write(b64encode(key) + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise StartupError(f"the key file {beside} cannot be made: {error.strerror}") from None
+    logger.info(
+        "no store.encryption_key is set: made one, in %s. Keep it with the database and its backups: "
+        "without it, jobs that wait cannot be read",
+        beside,
+    )
+    return key
+
+
+def check_place(path: Path) -> None:
+    """Raise :class:`StartupError` if no database of ours is there, nor can be made."""
+    if not path.parent.is_dir():
+        raise StartupError(
+            f"the folder {path.parent} of store.url does not exist. Make it, writable for this user"
+        )
+    if path.is_dir():
+        raise StartupError(f"{path} is a folder; store.url names a file")
+    try:
+        with path.open("rb") as file:
+            head = file.read(72)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
+    # https://www.sqlite.org/fileformat2.html#the_database_header
+    ours = head[:16] == b"SQLite format 3\0" and head[68:] == _APPLICATION_ID.to_bytes(4, "big")
+    if head and not ours:
+        raise StartupError(f"{path} is no database of asyncproxy")
+
+
+def _read_key(beside: Path) -> bytes:
+    text = beside.read_bytes().strip()
+    with suppress(ValueError):
+        key = b64decode(text, validate=True)
+        if len(key) == 32:
+            return key
+    raise StartupError(f"the key file {beside} does not hold 32 bytes in Base64")
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes away from a database for the length of a ``with``.
+
+    Raises :class:`StartupError` if one has it. The lock goes with the process, however that ends. It is
+    on a file of its own: closing one descriptor of a file drops all locks that SQLite has on it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on this platform: SQLite's own locks keep the file whole
+        yield
+        return
+    beside = path.with_name(path.name + ".lock")
+    try:
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StartupError(
+                f"{path} belongs to another process that is running. One process can use it; for more "
+                "there is redis://"
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
+    """A connection to a database that was :func:`prepared`, to be used by one thread at a time."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+    connection.execute(f"PRAGMA synchronous={'FULL' if full_durability else 'NORMAL'}")
+    connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
+    connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+    return connection
+
+
+def prepared(path: Path, codec: Codec) -> None:
+    """Make a database, or see that it is one of ours that can be used.
+
+    Raises :class:`StartupError`, and then nothing in it has changed.
+    """
+    if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
+        raise StartupError(f"SQLite is too old here: {sqlite3.sqlite_version}; 3.35 is needed")
+    try:
+        # What is in it is for us alone. SQLite gives the files beside it the same mode.
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            _check(connection, path)
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file with nothing in it
+            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+            _check_keys(connection, codec)
+            connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
+            connection.execute("COMMIT")
+    except OSError as error:
+        raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
+    except sqlite3.Error as error:
+        raise StartupError(f"{path} cannot be used: {error}") from error
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    if application != _APPLICATION_ID and (application or version or tables):
+        raise StartupError(f"{path} is a database of another application")
+    if version > _SCHEMA_VERSION:
+        raise StartupError(
+            f"{path} was written by a newer version of asyncproxy (schema {version}, "
+            f"known here is {_SCHEMA_VERSION})"
+        )
+    if path.stat().st_size <= _CHECKED_BYTES:
+        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if found != "ok":
+            raise StartupError(f"{path} is damaged: {found}")
+
+
+def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
+    probe = connection.execute("SELECT value FROM meta WHERE name = 'probe'").fetchone()
+    if probe is not None:
+        codec.check(probe[0])
+    # Made anew each time, for the key that is now the first.
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (codec.probe(),))
+
+
+def translate(error: sqlite3.Error) -> ApiError:
+    """SQLite's error as one of ours. Raise it ``from`` the original."""
+    if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+        return StoreFull("The store is full. Try again later.", retry_after_s=5)
+    ours = StoreUnavailable("The store does not work just now. Try again later.", retry_after_s=5)
+    ours.detail = f"{type(error).__name__}: {error}"
+    return ours

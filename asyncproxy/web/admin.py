@@ -1,0 +1,128 @@
+"""Our own pages: ``/-/healthy``, ``/-/ready``, ``/-/metrics`` and ``/-/openapi.json``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any
+
+import msgspec
+import yaml
+from aiohttp import web
+
+from asyncproxy.core.errors import MethodNotAllowed, UnknownEndpoint
+from asyncproxy.observe.metrics import CONTENT_TYPE, Metrics
+from asyncproxy.version import __version__
+from asyncproxy.web.body_reader import expect_nothing
+from asyncproxy.web.errors import Handler, answering_errors
+from asyncproxy.web.health import Health
+from asyncproxy.web.server import listening
+from asyncproxy.web.wire_response import WireResponse, json_response
+
+__all__ = ["Admin", "describe"]
+
+
+class Admin:
+    """Pages for load balancers, orchestrators and tools. They need no key and name nothing internal.
+
+    ``paths`` are those which are served beside these pages, as they stand in the description.
+    """
+
+    def __init__(self, health: Health, metrics: Metrics, paths: Collection[str]) -> None:
+        self._health = health
+        self._metrics = metrics
+        self._paths = paths
+        self._description = b""
+        self.url = ""  # where they are, once they listen at an address of their own
+
+    def add_routes(self, router: web.UrlDispatcher) -> None:
+        """Add the pages, and answer for all other paths under ``/-/``."""
+        pages = {
+            "/-/healthy": self._healthy,
+            "/-/ready": answering_errors(self._ready),
+            "/-/metrics": answering_errors(self._measured),
+            "/-/openapi.json": answering_errors(self._openapi),
+        }
+        for path, page in pages.items():
+            resource = router.add_resource(path)
+            for method in ("GET", "HEAD"):
+                resource.add_route(method, page, expect_handler=expect_nothing)
+            resource.add_route("*", answering_errors(_refuse), expect_handler=expect_nothing)
+        _add_refusal(router, _unknown_page)
+
+    def keep_away(self, router: web.UrlDispatcher) -> None:
+        """Let nothing be under ``/-/``: the pages are elsewhere, and no gateway is asked for it."""
+        _add_refusal(router, _no_pages)
+
+    @asynccontextmanager
+    async def listening(self, host: str | None, port: int) -> AsyncIterator[None]:
+        """Serve the pages at an address of their own for the length of a ``with``.
+
+        Raises :class:`~asyncproxy.core.errors.StartupError` if it cannot be listened on.
+        """
+        app = web.Application()
+        self.add_routes(app.router)
+        app.router.add_route("*", r"/{rest:[\s\S]*}", answering_errors(_unknown_page))
+        async with listening(app, host, port) as self.url:
+            yield
+
+    async def _healthy(self, request: web.Request) -> web.StreamResponse:
+        """200: the process runs."""
+        return json_response(200, b'{"status":"ok"}')
+
+    async def _ready(self, request: web.Request) -> web.StreamResponse:
+        """200: jobs are taken. 503: they are not, and why."""
+        checks = await self._health.checks()
+        reasons = [check.reason for check in checks.values() if check.reason]
+        page = {"status": "unavailable" if reasons else "ok", "checks": checks}
+        if reasons:
+            page["reason"] = "; ".join(reasons)
+        return json_response(503 if reasons else 200, msgspec.json.encode(page))
+
+    async def _measured(self, request: web.Request) -> web.StreamResponse:
+        """200: all metrics, also while the store is away."""
+        page = self._metrics.page(await self._health.readings())
+        lines = f"Content-Type: {CONTENT_TYPE}\r\nCache-Control: no-store\r\n"
+        return WireResponse(200, lines.encode(), page)
+
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        """200: the description of the paths that are served."""
+        if not self._description:
+            # In a thread: reading so much YAML would stop the loop for as long as many jobs take.
+            description = await asyncio.to_thread(describe, self._paths)
+            self._description = msgspec.json.encode(description)
+        return json_response(200, self._description)
+
+
+def describe(paths: Collection[str]) -> dict[str, Any]:
+    """The OpenAPI description of ``paths`` and of our own pages, read from the package."""
+    text = files("asyncproxy.web").joinpath("openapi.yaml").read_text(encoding="utf-8")
+    description: dict[str, Any] = yaml.safe_load(text)
+    description["info"]["version"] = __version__
+    description["paths"] = {
+        path: item
+        for path, item in description["paths"].items()
+        if path in paths or path.startswith("/-/")
+    }
+    return description
+
+
+async def _refuse(request: web.Request) -> web.StreamResponse:
+    raise MethodNotAllowed("This page only supports GET and HEAD.", allow="GET, HEAD")
+
+
+def _add_refusal(router: web.UrlDispatcher, refuse: Handler) -> None:
+    handler = answering_errors(refuse)
+    router.add_route("*", r"/-/{rest:[\s\S]*}", handler, expect_handler=expect_nothing)
+
+
+async def _no_pages(request: web.Request) -> web.StreamResponse:
+    raise UnknownEndpoint("There are no pages here.")
+
+
+async def _unknown_page(request: web.Request) -> web.StreamResponse:
+    raise UnknownEndpoint(
+        "Unknown page. There are /-/healthy, /-/ready, /-/metrics and /-/openapi.json."
+    )

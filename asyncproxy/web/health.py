@@ -1,0 +1,99 @@
+"""How the parts stand, asked of them at a probe or a scrape. An answer never waits for a store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import msgspec
+
+from asyncproxy.core.errors import StoreUnavailable
+from asyncproxy.dispatch.dispatcher import Dispatcher
+from asyncproxy.observe.metrics import Fill, Readings
+from asyncproxy.stores.base import Store
+
+__all__ = ["Check", "Health"]
+
+logger = logging.getLogger(__name__)
+
+# Below the second that probes and load balancers wait by default.
+_STORE_TIMEOUT_S = 0.8
+
+T = TypeVar("T")
+
+
+class Check(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One thing that jobs cannot be taken without: ``ok``, or ``unavailable`` for a ``reason``."""
+
+    status: str
+    reason: str = ""
+
+
+class Health:
+    """Asks the parts. ``waiting`` counts the clients that are held, ``passing`` the requests that
+    are passing through.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        dispatcher: Dispatcher,
+        waiting: Callable[[], int],
+        passing: Callable[[], int],
+        store_timeout_s: float = _STORE_TIMEOUT_S,
+    ) -> None:
+        self._store = store
+        self._dispatcher = dispatcher
+        self._waiting = waiting
+        self._passing = passing
+        self._store_timeout_s = store_timeout_s
+
+    async def checks(self) -> dict[str, Check]:
+        """What has to be well for jobs to be taken. The reasons name nothing internal."""
+        away = await self._store_away()
+        return {
+            "draining": _check("shutting down" if self._dispatcher.draining else ""),
+            "store": _check(away),
+        }
+
+    async def _store_away(self) -> str:
+        try:
+            await self._in_time(self._store.check())
+        except TimeoutError:
+            return "the store does not answer"
+        except StoreUnavailable as error:
+            logger.debug("not ready: %s", error.detail or error)
+            return "the store is out of reach"
+        return ""
+
+    async def readings(self) -> Readings:
+        """What the gauges show. What the store does not say in time is missing."""
+        try:
+            fill = await self._in_time(self._fill())
+        except (TimeoutError, StoreUnavailable):
+            fill = None
+        limits = self._store.limits
+        return Readings(
+            fill=fill,
+            max_live=limits.max_live,
+            max_bytes=limits.max_bytes,
+            calls=self._dispatcher.calls,
+            concurrency=self._dispatcher.concurrency,
+            waiting=self._waiting(),
+            passing=self._passing(),
+            draining=self._dispatcher.draining,
+        )
+
+    async def _fill(self) -> Fill:
+        return Fill(await self._store.usage(), await self._store.states())
+
+    async def _in_time(self, answer: Awaitable[T]) -> T:
+        async with asyncio.timeout(self._store_timeout_s):
+            return await answer
+
+
+def _check(reason: str) -> Check:
+    return Check("unavailable", reason) if reason else Check("ok")

@@ -1,0 +1,267 @@
+"""Jobs and errors as the bytes that go over the wire. Pure.
+
+The upstream's bytes are spliced into the envelope as they came, and the envelope of a finished job
+is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
+"""
+
+from __future__ import annotations
+
+from binascii import b2a_base64
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, Final
+
+import msgspec
+
+from asyncproxy.core.endpoints import ENDPOINTS
+from asyncproxy.core.errors import ApiError, InvalidUpstreamResponse
+from asyncproxy.core.jobs import Job, JobStatus, Outcome, UpstreamResponse, check_step
+from asyncproxy.wire import json_text
+from asyncproxy.wire.headers import CONTENT_LIMIT, response_lines
+
+__all__ = [
+    "error_body",
+    "failed",
+    "finished",
+    "live",
+    "message_of",
+    "pieces",
+    "size",
+    "timestamp",
+]
+
+# Characters kept of an upstream's error that has no shape, and of a model name in an error.
+_MESSAGE_LIMIT: Final = 2000
+_MODEL_LIMIT: Final = 256
+
+_BODILESS: Final = frozenset({204, 205})
+
+_FRACTIONS: Final = tuple(f".{milliseconds:03}Z" for milliseconds in range(1000))
+
+# Header fields of an answer that /content writes itself, or that are not true of the decoded body.
+_NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
+
+# A result of this size is not copied into its envelope, but kept as it came, if that is not in crumbs.
+_KEPT_APART: Final = 256 * 1024
+_SMALLEST_PIECE: Final = 32 * 1024
+
+# Encoded at once; a multiple of 3, so that the pieces join.
+_ENCODED_PIECE: Final = 48 * 1024
+
+
+def timestamp(seconds: float) -> str:
+    """Seconds since the epoch as RFC 3339 in UTC, with milliseconds and a ``Z``."""
+    milliseconds = round(seconds * 1000)
+    return _second(milliseconds // 1000) + _FRACTIONS[milliseconds % 1000]
+
+
+@lru_cache(maxsize=256)
+def _second(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def live(job: Job) -> bytes:
+    """The envelope of a job that has no outcome yet."""
+    return (
+        f'{{"id":"{job.id}","status":"{job.status}","created_at":"{timestamp(job.created_at)}"}}'
+    ).encode()
+
+
+def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
+    """The outcome of ``job``, given what its upstream answered.
+
+    Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
+    """
+    head = response_lines(
+        answer.headers,
+        without=_NOT_KEPT,
+        limit=CONTENT_LIMIT,
+    )
+    if not 200 <= answer.status < 300:
+        error = _upstream_error(job, answer)
+        return _finish(job, JobStatus.FAILED, answer.status, (error,), now, head, answer.body)
+    if _has_json(answer):
+        pieces = answer.pieces if answer.checked else (_checked_json(answer),)
+        if len(pieces) > 1 and answer.size < len(pieces) * _SMALLEST_PIECE:
+            pieces = (b"".join(pieces),)
+        # Without a body the envelope says null, and /content has none.
+        spliced, content = (pieces, None) if answer.size else ((b"null",), b"")
+        apart = answer.size >= _KEPT_APART
+        return _finish(
+            job, JobStatus.COMPLETED, answer.status, spliced, now, head, content, apart=apart
+        )
+    media_type = _media_type(answer)
+    if not ENDPOINTS[job.endpoint].media:
+        raise InvalidUpstreamResponse(
+            f"The upstream answered {answer.status} with {media_type[:100]}, "
+            "where application/json was expected."
+        )
+    frame = msgspec.json.encode({"content_type": media_type, "audio": ""})
+    finished = _finish(job, JobStatus.COMPLETED, answer.status, (frame,), now, head, answer.body)
+    middle = finished.start + len(frame) - len(b'"}')
+    return msgspec.structs.replace(finished, start=middle, end=middle, encoded=True)
+
+
+def pieces(outcome: Outcome) -> Iterator[bytes]:
+    """The whole envelope of an outcome. What is ``encoded`` is so as it is written."""
+    content = outcome.content if outcome.encoded and outcome.content else b""
+    yield outcome.envelope[: outcome.start]
+    yield from outcome.pieces
+    for start in range(0, len(content), _ENCODED_PIECE):
+        yield b2a_base64(content[start : start + _ENCODED_PIECE], newline=False)
+    yield outcome.envelope[outcome.start :]
+
+
+def size(outcome: Outcome) -> int:
+    """How many bytes the envelope of an outcome has."""
+    encoded = 4 * ((len(outcome.content or b"") + 2) // 3) if outcome.encoded else 0
+    return len(outcome.envelope) + encoded + outcome.pieces_size
+
+
+def failed(job: Job, error: ApiError, *, now: float) -> Outcome:
+    """The outcome of ``job`` where there is none of the upstream: our own reason."""
+    body = _shaped(error.status, _parts(error), _extra_of(job))
+    head = b"Content-Type: application/json\r\n"
+    return _finish(job, JobStatus.FAILED, error.status, (body,), now, head, None)
+
+
+def _finish(
+    job: Job,
+    status: JobStatus,
+    status_code: int,
+    spliced: tuple[bytes, ...],
+    now: float,
+    head: bytes,
+    content: bytes | None,
+    *,
+    apart: bool = False,
+) -> Outcome:
+    check_step(job, status)
+    expires_at = now + job.ttl_s
+    key = "result" if status is JobStatus.COMPLETED else "error"
+    extra = b""
+    if job.fallback_index is not None:
+        extra = b'"extra_fields":%b,' % msgspec.json.encode(_extra_of(job))
+    prefix = b"".join(
+        (
+            f'{{"id":"{job.id}","status":"{status}","created_at":"{timestamp(job.created_at)}",'
+            f'"completed_at":"{timestamp(now)}","expires_at":"{timestamp(expires_at)}",'
+            f'"status_code":{status_code},'.encode(),
+            extra,
+            f'"{key}":'.encode(),
+        )
+    )
+    whole = prefix + b"}" if apart else b"".join((prefix, *spliced, b"}"))
+    return Outcome(
+        id=job.id,
+        endpoint=job.endpoint,
+        credential=job.credential,
+        status=status,
+        status_code=status_code,
+        expires_at=expires_at,
+        envelope=whole,
+        content_head=head,
+        start=len(prefix),
+        end=len(whole) - 1,
+        content=content,
+        pieces=spliced if apart else (),
+    )
+
+
+def _media_type(answer: UpstreamResponse) -> str:
+    return (answer.header(b"content-type") or "application/json").partition(";")[0].strip().lower()
+
+
+def _has_json(answer: UpstreamResponse) -> bool:
+    """Whether the body of an answer has to be JSON, if there is one."""
+    subtype = _media_type(answer).rpartition("/")[2]
+    return answer.status in _BODILESS or subtype == "json" or subtype.endswith("+json")
+
+
+def _checked_json(answer: UpstreamResponse) -> bytes:
+    """The body of an answer that has to be JSON."""
+    body = answer.body
+    if not body and answer.status in _BODILESS:
+        return body
+    try:
+        json_text.check(body)
+    except json_text.InvalidText as error:
+        raise InvalidUpstreamResponse(
+            f"The upstream answered {answer.status} with a body that is not JSON: {error}."
+        ) from None
+    return body
+
+
+def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
+    """An error of ours in the one shape of the wire contract, section 8."""
+    request_type = ENDPOINTS[endpoint].request_type if endpoint else ""
+    return _shaped(error.status, _parts(error), _extra(error.provider, error.model, request_type))
+
+
+def _shaped(status: int, error: dict[str, Any], extra_fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(
+        {
+            "is_bifrost_error": False,
+            "status_code": status,
+            "error": error,
+            "extra_fields": extra_fields,
+        }
+    )
+
+
+def _parts(error: ApiError) -> dict[str, Any]:
+    return {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
+
+
+def _extra(provider: str, model: str, request_type: str) -> dict[str, Any]:
+    return {
+        "provider": provider,
+        "model_requested": model[:_MODEL_LIMIT],
+        "request_type": request_type,
+    }
+
+
+def _extra_of(job: Job) -> dict[str, Any]:
+    extra = _extra(job.upstream, job.model, ENDPOINTS[job.endpoint].request_type)
+    return extra if job.fallback_index is None else {**extra, "fallback_index": job.fallback_index}
+
+
+class _OpenAIError(msgspec.Struct):
+    message: str
+    type: Any = None
+    code: Any = None
+    param: Any = None
+
+
+class _OpenAIErrorBody(msgspec.Struct):
+    error: _OpenAIError
+
+
+_OPENAI_ERROR: Final = msgspec.json.Decoder(_OpenAIErrorBody)
+
+
+def message_of(answer: UpstreamResponse) -> str:
+    """What an upstream says of a failure, in its own words."""
+    return _given_error(answer).message
+
+
+def _given_error(answer: UpstreamResponse) -> _OpenAIError:
+    body = answer.body
+    try:
+        return json_text.parse(body, _OPENAI_ERROR).error
+    except (json_text.InvalidText, msgspec.ValidationError):
+        text = body[: 4 * _MESSAGE_LIMIT].decode("utf-8", "replace").strip()
+        message = text[:_MESSAGE_LIMIT] or f"The upstream answered {answer.status} with no body."
+        return _OpenAIError(message, type="upstream_error")
+
+
+def _upstream_error(job: Job, answer: UpstreamResponse) -> bytes:
+    given = _given_error(answer)
+    error = {
+        "type": given.type,
+        "code": given.code,
+        "message": given.message,
+        "param": given.param,
+    }
+    return _shaped(answer.status, error, _extra_of(job))

@@ -1,0 +1,41 @@
+"""A request that may become a job, as plain data: who asks, with which head, for what. Pure."""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Caller", "RequestHead"]
+
+
+class Caller(msgspec.Struct, frozen=True, gc=False):
+    """Who a request is from: the header that says so, if one does, and what it says with its digest."""
+
+    header: str | None
+    digest: bytes
+    credential: str = ""
+
+    def __repr__(self) -> str:
+        return f"Caller({self.header!r}, …)"
+
+
+class RequestHead(msgspec.Struct, frozen=True, gc=False):
+    """The head of a request that may become a job, without its method and its target.
+
+    ``traceparent`` is empty if there is no valid one, ``request_id`` if there is none. ``ttl`` is as
+    the client wrote it. ``sent`` is what goes upstream, in pieces: the job's id belongs between them.
+    """
+
+    caller: Caller
+    content_type: str
+    traceparent: str
+    request_id: str
+    ttl: str | None
+    idempotency_key: bytes | None
+    sent: tuple[str, ...]
+
+    def sent_for(self, job_id: str) -> str:
+        """The header fields that go upstream for a job, as a ``Call`` has them."""
+        return job_id.join(self.sent)
+
+    def __repr__(self) -> str:
+        return f"RequestHead({self.caller!r}, {self.content_type!r})"

@@ -1,0 +1,163 @@
+"""Who a client is: the header that counts, and what is kept of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from multidict import CIMultiDict
+
+from asyncproxy.wire.credentials import HEADERS, KeyRing, digest, find, masked, same, secrets
+
+KEY = b"k" * 32
+
+
+def found(*headers: tuple[str, str]) -> tuple[str, str] | None:
+    return find(CIMultiDict(headers))
+
+
+def credential(*headers: tuple[str, str]) -> str | None:
+    result = found(*headers)
+    return None if result is None else result[1]
+
+
+def test_the_first_of_the_five_headers_counts_whatever_their_order() -> None:
+    headers = [
+        ("x-goog-api-key", "5"),
+        ("api-key", "4"),
+        ("X-Api-Key", "3"),
+        ("authorization", "Bearer 2"),
+        ("X-BF-VK", "1"),
+    ]
+    for count in range(5, 0, -1):
+        assert credential(*headers[:count]) == str(6 - count)
+    assert found() is None
+
+
+def test_the_name_of_the_header_that_counts_is_given() -> None:
+    assert [name.lower() for name in HEADERS] == [
+        "x-bf-vk",
+        "authorization",
+        "x-api-key",
+        "api-key",
+        "x-goog-api-key",
+    ]
+    for name in HEADERS:
+        result = found(("Accept", "x"), (name.upper(), "secret"))
+        assert result is not None
+        assert result[0].lower() == name.lower()
+
+
+@pytest.mark.parametrize("scheme", ["Bearer ", "bearer ", "BEARER ", "Bearer   "])
+def test_bearer_and_the_bare_key_are_the_same_credential(scheme: str) -> None:
+    assert credential(("Authorization", f"{scheme}sk-1")) == "sk-1"
+    for name in HEADERS:
+        assert credential((name, "sk-1")) == "sk-1"
+        assert credential((name, " sk-1 ")) == "sk-1"
+
+
+def test_another_scheme_is_part_of_the_credential() -> None:
+    assert credential(("Authorization", "Basic c2s6MQ==")) == "Basic c2s6MQ=="
+    assert credential(("Authorization", "Bearerish sk")) == "Bearerish sk"
+    assert credential(("Authorization", "sk Bearer")) == "sk Bearer"
+
+
+def test_a_key_may_hold_spaces() -> None:
+    assert credential(("Authorization", "Bearer a b")) == "a b"
+
+
+@pytest.mark.parametrize("value", ["", " ", "Bearer ", "Bearer", "bearer    "])
+def test_a_header_without_a_credential_is_as_if_it_were_absent(value: str) -> None:
+    assert found(("x-bf-vk", value)) is None
+    assert found(("Authorization", value), ("api-key", "sk-1")) == ("api-key", "sk-1")
+
+
+def test_other_headers_are_no_credentials() -> None:
+    assert found(("Cookie", "a"), ("Proxy-Authorization", "Bearer x"), ("api_key", "x")) is None
+
+
+def test_a_digest_tells_credentials_apart_and_holds_none() -> None:
+    assert digest("sk-1", KEY) == digest("sk-1", KEY)
+    assert len(digest("sk-1", KEY)) == 16
+    assert len({digest(f"sk-{i}", KEY) for i in range(1000)}) == 1000
+    assert b"sk-1" not in digest("sk-1", KEY)
+
+
+def test_a_digest_depends_on_the_key() -> None:
+    assert digest("sk-1", KEY) != digest("sk-1", b"x" * 32)
+
+
+def test_a_credential_that_is_not_utf_8_has_a_digest() -> None:
+    one, two = (raw.decode("utf-8", "surrogateescape") for raw in (b"\xff", b"\xfe"))
+    assert digest(one, KEY) != digest(two, KEY)
+    assert one not in KeyRing(["sk-1"], KEY)
+
+
+@given(st.binary(max_size=20), st.binary(max_size=20))
+@settings(max_examples=100, deadline=None)
+def test_digests_are_the_same_when_their_bytes_are(a: bytes, b: bytes) -> None:
+    assert same(a, b) == (a == b)
+    assert same(a, bytes(bytearray(a)))
+
+
+def test_a_ring_knows_its_keys_and_no_others() -> None:
+    ring = KeyRing(["sk-1", "sk-2", "é"], KEY)
+    for known in ("sk-1", "sk-2", "é"):
+        assert known in ring
+    for unknown in ("", "sk", "sk-3", "sk-1 ", "SK-1", "sk-1sk-2", None, b"sk-1", 1):
+        assert unknown not in ring
+
+
+def test_an_empty_ring_is_false_and_knows_nobody() -> None:
+    ring = KeyRing([], KEY)
+    assert not ring
+    assert "" not in ring
+    assert bool(KeyRing(["sk-1"], KEY)) is True
+
+
+def test_a_ring_keeps_no_key_that_it_was_given() -> None:
+    ring = KeyRing(["sk-secret"], KEY)
+    assert "sk-secret" not in repr(vars(ring))
+
+
+@pytest.mark.parametrize(
+    ("headers", "query", "expected"),
+    [
+        ([("Authorization", "Bearer k1")], "", {"Bearer k1", "k1"}),
+        ([("X-Api-Key", "k1"), ("x-bf-vk", " k2 ")], "", {"k1", "k2"}),
+        ([("Cookie", "session=1")], "", {"session=1"}),
+        ([("Content-Type", "application/json"), ("X-Request-Id", "r")], "", set()),
+        ([], "api-version=1&api-key=a%2Fb&x", {"a%2Fb", "a/b"}),
+        ([], "access_token=t+1", {"t+1", "t 1"}),
+        ([("Authorization", "")], "key=", set()),
+    ],
+)
+def test_what_may_be_a_credential(
+    headers: list[tuple[str, str]], query: str, expected: set[str]
+) -> None:
+    assert secrets(headers, query) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden", "expected"),
+    [
+        ("no such key: abcdefgh!", {"abcdefgh"}, "no such key: ***!"),
+        ("xabcdefghx", {"abcdefgh"}, "x***x"),
+        ("Bearer abcdefgh", {"abcdefgh", "Bearer abcdefgh"}, "***"),
+        ("a key that is a, and another", {"a"}, "*** key that is ***, and another"),
+        ("regex [.*] as it is", {"[.*]"}, "regex [.*] as it is".replace("[.*]", "***")),
+        ("Incorrect key: sk-proj-12ab", (), "Incorrect key: ***"),
+        ("got bearer xyz, no", (), "got bearer ***, no"),
+        ("nothing of the kind", (), "nothing of the kind"),
+        ("", {"abcdefgh"}, ""),
+    ],
+)
+def test_credentials_are_masked(text: str, hidden: set[str], expected: str) -> None:
+    assert masked(text, hidden) == expected
+
+
+@given(st.text(), st.sets(st.text(min_size=8), max_size=4))
+def test_no_long_credential_is_left(text: str, hidden: set[str]) -> None:
+    """But where the mask itself would be one."""
+    quoted = masked(text + " ".join(hidden), hidden)
+    assert not [secret for secret in hidden if secret in quoted and "*" not in secret]
