@@ -26,7 +26,7 @@ format: $(VENV)/.dev
 
 # The JSON Schema of the configuration, for editors. A test holds it equal to the code.
 schema: $(VENV)/.dev
-	$(BIN)/python -c 'from asyncproxy.config.model import json_schema; print(json_schema(), end="")' > config.schema.json
+	$(BIN)/python -c 'from asyncproxy.config.load import json_schema; print(json_schema(), end="")' > config.schema.json
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -40,8 +40,10 @@ from asyncproxy.web.errors import answering_errors
 from asyncproxy.web.fast_path import DIRECTORY, FastPathRouter
 from asyncproxy.web.header_async import HeaderAsync
 from asyncproxy.web.health import Health
+from asyncproxy.web.job_requests import JobRequests
 from asyncproxy.web.passthrough import PassThrough
 from asyncproxy.web.relay import Relay
+from asyncproxy.web.request_heads import RequestHeads
 from asyncproxy.wire.credentials import KeyRing
 
 __all__ = ["PROXY", "Proxy", "build_app", "setup"]
@@ -195,14 +197,13 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     service = JobService(
         store=store,
         dispatcher=dispatcher,
-        body_reader=body_reader,
         routes=routes,
-        keys=keys,
         new_id=new_id,
         observer=observer,
         tracer=tracer,
         lifetimes=settings.lifetimes(config),
     )
+    requests = JobRequests(service, RequestHeads(keys, store.credential_keys[0]), body_reader)
     pass_through = PassThrough(
         upstreams=upstreams,
         routes=routes,
@@ -214,8 +215,8 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     )
     relay = Relay(
         service,
+        requests,
         pass_through.send,
-        body_reader=body_reader,
         observer=observer,
         hold_s=config.jobs.relay_hold,
         max_hops=config.jobs.relay_max_hops,
@@ -238,10 +239,10 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
-        api=AsyncApi(service, directory),
+        api=AsyncApi(service, requests, directory),
         admin=Admin(health, metrics, _paths(config, whole=whole)),
         pass_through=pass_through,
-        by_header=HeaderAsync(service, pass_through.handle, directory),
+        by_header=HeaderAsync(service, requests, pass_through.handle, directory),
         directory=directory,
         relay=relay,
     )

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import NamedTuple
 
-from aiohttp import web
-
 from asyncproxy.core.endpoints import Endpoint
 from asyncproxy.core.errors import (
     ApiError,
@@ -26,14 +24,11 @@ from asyncproxy.dispatch.dispatcher import Dispatcher
 from asyncproxy.observe.tracing import ENDPOINT, JOB, MODEL, Tracer
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.upstream.model_routes import ModelRoutes
-from asyncproxy.web.body_reader import BodyReader
-from asyncproxy.web.request_heads import RequestHeads
 from asyncproxy.wire import credentials, multipart, preferences, submission
-from asyncproxy.wire.credentials import KeyRing
-from asyncproxy.wire.request import Caller, RequestHead
+from asyncproxy.wire.request import Caller, Request, RequestHead
 from asyncproxy.wire.submission import Submission
 
-__all__ = ["JobService", "Lifetimes", "Submitted", "preferences_of"]
+__all__ = ["JobService", "Lifetimes", "Submitted", "shutting_down"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +61,7 @@ class JobService:
         *,
         store: Store,
         dispatcher: Dispatcher,
-        body_reader: BodyReader,
         routes: ModelRoutes,
-        keys: KeyRing,
         lifetimes: Lifetimes,
         new_id: Callable[[], str],
         observer: Observer,
@@ -77,10 +70,8 @@ class JobService:
     ) -> None:
         self._store = store
         self._dispatcher = dispatcher
-        self._body_reader = body_reader
         self._routes = routes
         self._key, *self._older_keys = store.credential_keys
-        self._heads = RequestHeads(keys, self._key)
         self.lifetimes = lifetimes
         self._clock = clock
         self._new_id = new_id
@@ -89,63 +80,66 @@ class JobService:
         self.retry_after_s = dispatcher.retry_after_s
         self.waiting = 0  # clients that are held until a job ends
 
-    async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
-        """Make a request a job, or find the one that its ``Idempotency-Key`` names."""
-        try:
-            head = self.admit(request)
-            body = self._body_reader.at_hand(request)
-            if body is None:
-                body = await self._body_reader.read(request)
-            asked = submission.check(endpoint, head.content_type, body)
-            alias = None
-            if (key := head.idempotency_key) is not None:
-                name = self._hash(b"key", head.caller.digest, endpoint.name.encode(), key)
-                contents = multipart.contents(head.content_type, body)
-                alias = Alias(name, self._hash(_query(request), *contents))
-            return await self.create(endpoint, request, head, asked, alias)
-        except ApiError as error:
-            self.refused(endpoint, error)
-            raise
+    @property
+    def draining(self) -> bool:
+        """Whether no job is taken any more: the proxy stops."""
+        return self._dispatcher.draining
 
-    def identify(self, request: web.BaseRequest) -> Caller:
-        """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
-        return self._heads.caller(request)
+    async def submit(self, endpoint: Endpoint, request: Request) -> Submitted:
+        """Make a request a job, or find the job that its ``Idempotency-Key`` names.
 
-    def admit(self, request: web.BaseRequest) -> RequestHead:
-        """The head of a request that is to become a job, while jobs are taken.
-
-        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read` does.
+        Raises what :func:`submission.check` and :meth:`Store.create` do, :class:`ModelNotFound`, and
+        :class:`ShuttingDown`.
         """
-        if self._dispatcher.draining:
-            raise _shutting_down()
-        return self._heads.read(request)
+        head = request.head
+        asked = submission.check(endpoint, head.content_type, request.body)
+        alias = None
+        if (key := head.idempotency_key) is not None:
+            name = self._hash(b"key", head.caller.digest, endpoint.name.encode(), key)
+            contents = multipart.contents(head.content_type, request.body)
+            alias = Alias(name, self._hash(request.query_bytes, *contents))
+        return await self._create(endpoint, request, asked, alias)
 
-    async def create(
-        self,
-        endpoint: Endpoint,
-        request: web.BaseRequest,
-        head: RequestHead,
-        asked: Submission,
-        alias: Alias | None,
+    async def submit_relayed(
+        self, endpoint: Endpoint, request: Request, *, is_retry: bool
     ) -> Submitted:
-        """Make a job of a request that was checked, or find the one that ``alias`` names."""
+        """Make a relayed request a job, or find the job of the same request before it.
+
+        ``is_retry``: the client says that it has sent this request before. Raises as :meth:`submit`.
+        """
+        head = request.head
+        asked = submission.check(endpoint, head.content_type, request.body)
+        key = head.idempotency_key
+        contents = multipart.contents(head.content_type, request.body)
+        path = endpoint.name.encode()
+        name = self._hash(
+            b"relay", head.caller.digest, path, request.query_bytes, key or b"", *contents
+        )
+        reuse = is_retry or endpoint.repeatable or key is not None
+        alias = Alias(name, b"", attach=reuse, once=True)
+        return await self._create(endpoint, request, asked, alias)
+
+    async def _create(
+        self, endpoint: Endpoint, request: Request, asked: Submission, alias: Alias | None
+    ) -> Submitted:
         if self._dispatcher.draining:  # it may have begun while the body was read
-            raise _shutting_down()
+            raise shutting_down()
+        head = request.head
         span = self._tracer.start(
             "submit", head.traceparent, {ENDPOINT: endpoint.name, MODEL: asked.model}
         )
         outcome = InternalError.code
         try:
             job = self._job(endpoint, head, asked, span.traceparent or head.traceparent)
-            query = request.rel_url.raw_query_string
+            query = request.query
             call = Call(
                 endpoint=endpoint.name,
                 target=f"{endpoint.sync_path}?{query}" if query else endpoint.sync_path,
                 head=head.sent_for(job.id),
                 body=asked.body,
             )
-            there = await self._store.create(job, call, alias)
-            span.note(JOB, job.id if there is None else there.id)
+            existing = await self._store.create(job, call, alias)
+            span.note(JOB, job.id if existing is None else existing.id)
             outcome = ""
         except ApiError as error:
             outcome = error.code
@@ -153,38 +147,17 @@ class JobService:
             raise
         finally:
             span.end(outcome)
-        if there is not None:
-            return Submitted(there, replayed=True)
+        if existing is not None:
+            return Submitted(existing, replayed=True)
         self._observer.job_submitted(JobSubmitted(job.id, job.endpoint, job.upstream))
         return Submitted(job, replayed=False)
 
     def refused(self, endpoint: Endpoint, error: ApiError) -> None:
-        """Note that a request did not become a job."""
+        """Tell the observers that a request did not become a job."""
         self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
-    def relay_alias(
-        self,
-        endpoint: Endpoint,
-        request: web.BaseRequest,
-        head: RequestHead,
-        body: bytes,
-        *,
-        again: bool,
-    ) -> Alias:
-        """The name under which the same relayed request finds its job again.
-
-        ``again``: the request says that it was sent before.
-        """
-        key = head.idempotency_key
-        contents = multipart.contents(head.content_type, body)
-        path = endpoint.name.encode()
-        name = self._hash(b"relay", head.caller.digest, path, _query(request), key or b"", *contents)
-        attach = again or endpoint.repeatable or key is not None
-        return Alias(name, b"", attach=attach, once=True)
-
-    async def find(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Job | Outcome:
-        """A job, for the one who may see it. To all others it does not exist: :class:`JobNotFound`."""
-        caller = self.identify(request)
+    async def find(self, endpoint: Endpoint, caller: Caller, job_id: str) -> Job | Outcome:
+        """A job, for the caller that may see it. Raises :class:`JobNotFound` for all others."""
         job = await self._store.get(job_id)
         owner = b"" if job is None else job.credential
         allowed = credentials.same(owner or caller.digest, caller.digest)
@@ -263,19 +236,11 @@ class JobService:
         return digest.digest()
 
 
-def preferences_of(request: web.BaseRequest) -> str | None:
-    """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
-    return ", ".join(request.headers.getall("Prefer", ())) or None
-
-
 def not_found() -> JobNotFound:
     """The one answer for a job that is unknown, expired, deleted, or another's."""
     return JobNotFound("job not found or expired")
 
 
-def _shutting_down() -> ShuttingDown:
+def shutting_down() -> ShuttingDown:
+    """The error of a request that comes while the proxy stops."""
     return ShuttingDown("The proxy is shutting down. Try again in a moment.")
-
-
-def _query(request: web.BaseRequest) -> bytes:
-    return request.rel_url.raw_query_string.encode("utf-8", "surrogateescape")

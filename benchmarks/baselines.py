@@ -14,7 +14,7 @@ from aiohttp import web
 
 from asyncproxy.app import server_options
 from asyncproxy.cli.main import loop_factory
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 
 _JSON = "application/json"
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "host", "date", "server"})

@@ -26,7 +26,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from asyncproxy.app import PROXY, build_app
 from asyncproxy.cli.main import loop_factory
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 from asyncproxy.core.ids import RandomIds
 from asyncproxy.core.jobs import Call, Job, Outcome, UpstreamResponse, head_of
 from asyncproxy.stores.base import Store

@@ -20,7 +20,7 @@ import pytest
 from yarl import URL
 
 from asyncproxy.app import PROXY, Proxy, build_app
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 from asyncproxy.web.server import listening
 from tests import gateway as gateways
 from tests import redis_server

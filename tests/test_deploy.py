@@ -20,7 +20,8 @@ import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
 from asyncproxy.cli.main import _parser
-from asyncproxy.config.model import Config, load_config
+from asyncproxy.config.load import load_config
+from asyncproxy.config.model import Config
 from asyncproxy.observe.instruments import Count, Distribution
 from asyncproxy.observe.metrics import Metrics
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from asyncproxy.config.model import Config, json_schema, load_config
+from asyncproxy.config.load import json_schema, load_config
+from asyncproxy.config.model import Config
 from tests.conftest import Start
 from tests.end_to_end.test_process import started
 from tests.gateway import Gateway

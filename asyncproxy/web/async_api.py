@@ -10,11 +10,12 @@ from aiohttp import web
 from asyncproxy.core.endpoints import Endpoint
 from asyncproxy.core.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.core.jobs import Job, Outcome
-from asyncproxy.service import JobService, preferences_of
+from asyncproxy.service import JobService
 from asyncproxy.web import job_responses
 from asyncproxy.web.body_reader import expect_nothing
 from asyncproxy.web.errors import Handler, answering_errors
 from asyncproxy.web.fast_path import FastPathRouter, OfJob
+from asyncproxy.web.job_requests import JobRequests, prefer_of
 from asyncproxy.web.wire_response import WireResponse
 
 __all__ = ["AsyncApi"]
@@ -23,8 +24,9 @@ __all__ = ["AsyncApi"]
 class AsyncApi:
     """The routes under ``/v1/async/``."""
 
-    def __init__(self, service: JobService, directory: FastPathRouter) -> None:
+    def __init__(self, service: JobService, requests: JobRequests, directory: FastPathRouter) -> None:
         self._service = service
+        self._requests = requests
         self._directory = directory
 
     def add_routes(self, router: web.UrlDispatcher, endpoints: Iterable[Endpoint]) -> None:
@@ -54,7 +56,7 @@ class AsyncApi:
         resource.add_route("*", refusal, expect_handler=expect_nothing)
 
     async def _submit(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
-        job, replayed = await self._service.submit(endpoint, request)
+        job, replayed = await self._requests.submit(endpoint, request)
         lines = job_responses.header("Location", f"{endpoint.async_path}/{job.id}")
         if replayed:
             lines += job_responses.REPLAYED
@@ -77,7 +79,7 @@ class AsyncApi:
     async def _delete(
         self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
     ) -> web.StreamResponse:
-        job = await self._service.find(endpoint, request, job_id)
+        job = await self._requests.find(endpoint, request, job_id)
         await self._service.delete(job)
         return WireResponse(204, b"", b"")
 
@@ -85,9 +87,9 @@ class AsyncApi:
         self, endpoint: Endpoint, job_id: str, request: web.BaseRequest
     ) -> tuple[Job | Outcome, bytes]:
         """The job of a path, after as long a wait for its end as the client asks for."""
-        job = await self._service.find(endpoint, request, job_id)
+        job = await self._requests.find(endpoint, request, job_id)
         query = request.query.get("wait") if request.query_string else None
-        wait_s = self._service.waiting_time(query=query, prefer=preferences_of(request))
+        wait_s = self._service.waiting_time(query=query, prefer=prefer_of(request))
         if wait_s is None:
             return job, b""
         job = await self._service.wait(job, wait_s)
@@ -100,13 +102,13 @@ class AsyncApi:
 
     def _refusing(self, allow: str) -> Handler:
         async def refuse(request: web.BaseRequest) -> web.StreamResponse:
-            self._service.identify(request)
+            self._requests.identify(request)
             raise MethodNotAllowed(f"This path only supports {allow}.", allow=allow)
 
         return refuse
 
     async def _unknown(self, request: web.BaseRequest) -> web.StreamResponse:
-        self._service.identify(request)
+        self._requests.identify(request)
         raise UnknownEndpoint(
             "There is no such async endpoint. The path is /v1/async/<endpoint>, as in "
             "/v1/async/embeddings."

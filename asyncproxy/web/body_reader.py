@@ -31,7 +31,7 @@ class BodyReader:
         self._heavy_work = heavy_work
         self._total = 0
 
-    def at_hand(self, request: web.BaseRequest) -> bytes | None:
+    def read_buffered(self, request: web.BaseRequest) -> bytes | None:
         """The body, if all of it came with the head, as that of a small request does.
 
         Raises :class:`RequestTooLarge`.
@@ -50,7 +50,7 @@ class BodyReader:
         Raises :class:`RequestTooLarge` before or as soon as the limit is passed, without reading the
         rest, :class:`RequestTimeout`, or :class:`Overloaded` if too much is being read already.
         """
-        if (body := self.at_hand(request)) is not None:
+        if (body := self.read_buffered(request)) is not None:
             return body
         if (request.content_length or 0) > self.max_bytes:
             raise self._too_large()

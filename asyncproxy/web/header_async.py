@@ -12,11 +12,12 @@ from aiohttp import web
 
 from asyncproxy.core.endpoints import Endpoint
 from asyncproxy.core.jobs import Job, JobStatus, Outcome
-from asyncproxy.service import JobService, preferences_of
+from asyncproxy.service import JobService
 from asyncproxy.web import job_responses
 from asyncproxy.web.body_reader import expect_nothing
 from asyncproxy.web.errors import answering_errors
 from asyncproxy.web.fast_path import FastPathRouter, Handler
+from asyncproxy.web.job_requests import JobRequests, prefer_of
 from asyncproxy.wire import preferences
 
 __all__ = ["HeaderAsync"]
@@ -25,8 +26,15 @@ __all__ = ["HeaderAsync"]
 class HeaderAsync:
     """The routes ``POST /v1/<endpoint>``: async where a header asks for it, otherwise passed on."""
 
-    def __init__(self, service: JobService, pass_on: Handler, directory: FastPathRouter) -> None:
+    def __init__(
+        self,
+        service: JobService,
+        requests: JobRequests,
+        pass_on: Handler,
+        directory: FastPathRouter,
+    ) -> None:
         self._service = service
+        self._requests = requests
         self._pass_on = pass_on
         self._directory = directory
 
@@ -40,24 +48,24 @@ class HeaderAsync:
     async def _handle(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
         given = request.headers
         if (job_id := given.get("x-bf-async-id", "")) != "":
-            return self._result(await self._service.find(endpoint, request, job_id))
+            return self._result(await self._requests.find(endpoint, request, job_id))
         if given.get("x-bf-async", "").strip().lower() not in ("", "false", "0"):
             return await self._bifrost(endpoint, request)
-        prefer = preferences_of(request)
+        prefer = prefer_of(request)
         if prefer is not None and "respond-async" in preferences.preferences(prefer):
             return await self._preferred(endpoint, request)
         return await self._pass_on(request)
 
     async def _bifrost(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
-        job, replayed = await self._service.submit(endpoint, request)
+        job, replayed = await self._requests.submit(endpoint, request)
         lines = job_responses.REPLAYED if replayed else b""
         if isinstance(job, Outcome):
             return job_responses.terminal(job, lines=lines)
         return self._live(job, lines)
 
     async def _preferred(self, endpoint: Endpoint, request: web.BaseRequest) -> web.StreamResponse:
-        job, replayed = await self._service.submit(endpoint, request)
-        wait_s = self._service.waiting_time(query=None, prefer=preferences_of(request))
+        job, replayed = await self._requests.submit(endpoint, request)
+        wait_s = self._service.waiting_time(query=None, prefer=prefer_of(request))
         applied = "respond-async"
         if wait_s is not None:
             applied += f", wait={wait_s:g}"

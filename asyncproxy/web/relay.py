@@ -18,12 +18,11 @@ from asyncproxy.core.jobs import Job, Outcome
 from asyncproxy.loop.write_coalescing import CoalescingTransport
 from asyncproxy.service import JobService
 from asyncproxy.web import job_responses
-from asyncproxy.web.body_reader import BodyReader, expect_nothing
+from asyncproxy.web.body_reader import expect_nothing
 from asyncproxy.web.errors import answering_errors
+from asyncproxy.web.job_requests import JobRequests
 from asyncproxy.web.wire_response import WireResponse
-from asyncproxy.wire import submission
-from asyncproxy.wire.request import RequestHead
-from asyncproxy.wire.submission import Submission
+from asyncproxy.wire.request import Request
 
 __all__ = ["PREFIX", "Relay"]
 
@@ -48,16 +47,16 @@ class Relay:
     def __init__(
         self,
         service: JobService,
+        requests: JobRequests,
         pass_on: PassOn,
         *,
-        body_reader: BodyReader,
         observer: Observer,
         hold_s: float,
         max_hops: int,
     ) -> None:
         self._service = service
+        self._requests = requests
         self._pass_on = pass_on
-        self._body_reader = body_reader
         self._observer = observer
         self.hold_s = hold_s
         self.max_hops = max_hops
@@ -83,35 +82,25 @@ class Relay:
         return await self._pass_on(request, _without_prefix(request), None)
 
     async def _begin(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        body: list[bytes] = []
+        read: Request | None = None
         try:
-            head = self._service.admit(request)
-            body.append(await self._body_reader.read(request))
-            asked = submission.check(endpoint, head.content_type, body[0])
-            job = await self._submit(endpoint, request, head, asked, body.pop())
+            read = await self._requests.read(request)
+            job = (await self._service.submit_relayed(endpoint, read, is_retry=_is_retry(request))).job
         except UnsupportedMediaType:
             return await self._elsewhere(request)
         except StreamingNotSupported:
+            assert read is not None
+            body = [read.body]
+            del read
             return await self._pass_on(request, _without_prefix(request), body)
         except ApiError as error:
             self._service.refused(endpoint, error)
             raise
-        del asked, head  # nothing of the request is kept here while the job is held
+        del read  # nothing of the request is kept here while the job is held
         return await self._hold(endpoint, request, job, hop=0)
 
-    async def _submit(
-        self,
-        endpoint: Endpoint,
-        request: web.Request,
-        head: RequestHead,
-        asked: Submission,
-        body: bytes,
-    ) -> Job | Outcome:
-        alias = self._service.relay_alias(endpoint, request, head, body, again=_is_retry(request))
-        return (await self._service.create(endpoint, request, head, asked, alias)).job
-
     async def _go_on(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
-        job = await self._service.find(endpoint, request, request.match_info["id"])
+        job = await self._requests.find(endpoint, request, request.match_info["id"])
         hop = request.query.get("hop", "")
         hops = int(hop) if hop.isascii() and hop.isdecimal() and len(hop) < 6 else 0
         return await self._hold(endpoint, request, job, hop=hops)

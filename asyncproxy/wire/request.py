@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["Caller", "RequestHead"]
+__all__ = ["Caller", "Request", "RequestHead"]
 
 
 class Caller(msgspec.Struct, frozen=True, gc=False):
@@ -39,3 +39,22 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 
     def __repr__(self) -> str:
         return f"RequestHead({self.caller!r}, {self.content_type!r})"
+
+
+class Request(msgspec.Struct, frozen=True, gc=False):
+    """A request that is to become a job, read to its end.
+
+    ``query`` is the raw query string, without its question mark. ``body`` is as the client sent it.
+    """
+
+    head: RequestHead
+    query: str
+    body: bytes
+
+    @property
+    def query_bytes(self) -> bytes:
+        """The query as the bytes that the client sent."""
+        return self.query.encode("utf-8", "surrogateescape")
+
+    def __repr__(self) -> str:
+        return f"Request({self.head!r}, {len(self.body)} bytes)"

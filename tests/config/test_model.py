@@ -10,7 +10,8 @@ import pytest
 import trustme
 import yaml
 
-from asyncproxy.config.model import Config, dump_config, load_config
+from asyncproxy.config.load import dump_config, load_config
+from asyncproxy.config.model import Config
 from asyncproxy.core.endpoints import ENDPOINTS
 from asyncproxy.core.errors import ConfigError
 

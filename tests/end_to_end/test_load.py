@@ -64,7 +64,7 @@ async def test_ten_thousand_jobs_by_two_hundred_connections(start: Start, gatewa
 
 
 async def test_five_thousand_silent_clients_do_not_stop_the_next(start: Start) -> None:
-    from asyncproxy.cli.main import _allow_many_connections
+    from asyncproxy.cli.serve import _allow_many_connections
 
     _allow_many_connections()
     proxy = await start()

@@ -128,7 +128,7 @@ async def test_a_client_that_leaves_is_forgotten(proxy: Client, gate: Gate) -> N
 
 
 async def test_two_thousand_wait_at_once(proxy: Client, gate: Gate) -> None:
-    from asyncproxy.cli.main import _allow_many_connections
+    from asyncproxy.cli.serve import _allow_many_connections
 
     _allow_many_connections()
     path = await proxy.submit()

@@ -12,7 +12,8 @@ from typing import Any
 import aiohttp
 import pytest
 
-from asyncproxy.config.model import StoreConfig, load_config
+from asyncproxy.config.load import load_config
+from asyncproxy.config.model import StoreConfig
 from tests import gateway as gateways
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_process import Process, serving, started

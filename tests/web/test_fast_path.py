@@ -11,7 +11,7 @@ import pytest
 from aiohttp import web
 
 from asyncproxy.app import PROXY, build_app
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 from asyncproxy.web.fast_path import DIRECTORY
 from asyncproxy.web.server import listening
 from tests.conftest import EMBED, Client, Start

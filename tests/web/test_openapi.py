@@ -19,7 +19,7 @@ from schemathesis import Case, checks
 
 import asyncproxy
 from asyncproxy.app import build_app
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 from asyncproxy.core.endpoints import ENDPOINTS
 from asyncproxy.version import __version__
 from asyncproxy.web.admin import describe

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from asyncproxy.app import PROXY, build_app
-from asyncproxy.config.model import load_config
+from asyncproxy.config.load import load_config
 from asyncproxy.core.errors import StartupError
 from asyncproxy.loop.write_coalescing import WriteCoalescer
 from asyncproxy.web.server import connections, listening

@@ -1,0 +1,160 @@
+"""Serves until a signal, then drains: start, wait, stop, from top to bottom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AsyncExitStack
+
+from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.cli.check import warn
+from asyncproxy.cli.reload import Reload
+from asyncproxy.config.model import Config
+from asyncproxy.core.errors import StoreUnavailable
+from asyncproxy.stores.base import Store
+from asyncproxy.version import __version__
+from asyncproxy.web.server import listening
+
+__all__ = ["announce_listening", "serve"]
+
+logger = logging.getLogger("asyncproxy")
+
+
+def _place(config: Config) -> str:
+    """Where jobs are kept, for the log."""
+    url = str(config.model_dump(mode="json")["store"]["url"])  # without its password
+    return "memory: a restart loses them" if url == "memory://" else url
+
+
+def announce_listening(url: str, config: Config, how: str) -> None:
+    names = ", ".join(upstream.name for upstream in config.upstreams)
+    print(f"asyncproxy {__version__} listens on {url}, in front of {names}{how}", flush=True)
+
+
+async def serve(
+    config: Config,
+    *,
+    announce: Callable[[str], None] | None = None,
+    reload: Reload | None = None,
+    worker: bool = False,
+) -> None:
+    """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout.
+
+    ``reload`` is what SIGHUP does; without one it ends the process, as ever. ``worker``: others listen
+    on the same address, and the end of stdin is the end of their supervisor.
+    """
+    _allow_many_connections()
+    warn(config)
+    app = build_app(config)
+    _spare_the_collector()
+    stop, now = _stop_signals()
+    if worker:
+        _stop_at_the_end_of_stdin(stop)
+    timeout_s = config.client_timeout
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(
+            listening(app, *config.address, send_timeout_s=timeout_s, reuse_port=worker)
+        )
+        if reload is not None:
+            await stack.enter_async_context(reload.at_hangup(app[PROXY]))
+        logger.info("jobs and results are kept in %s", _place(config))
+        if announce is None:
+            pages = app[PROXY].admin.url
+            announce_listening(url, config, f", its own pages on {pages}" if pages else "")
+        else:
+            announce(url)
+        await stop.wait()
+        await _drain(app[PROXY], now)
+
+
+async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
+    """Invariant 8: no new jobs, and the grace for what is under way. A second signal cuts it short.
+
+    We go on listening meanwhile, so that clients can still fetch what becomes ready.
+    """
+    grace_s = proxy.config.shutdown_grace
+    logger.info("shutting down: up to %g s for the calls in flight", grace_s)
+    parts = (proxy.dispatcher, proxy.pass_through)
+    draining = [asyncio.create_task(part.drain(grace_s)) for part in parts]
+    hurrying = asyncio.create_task(_cancel_when(now, draining))
+    await asyncio.wait(draining)
+    hurrying.cancel()
+    await asyncio.gather(hurrying, return_exceptions=True)
+    await proxy.dispatcher.drain(0)
+    await _say_what_is_left(proxy.store)
+
+
+async def _say_what_is_left(store: Store) -> None:
+    try:
+        usage = await store.usage()
+    except StoreUnavailable as error:
+        logger.warning("the store is out of reach at the end: %s", error.detail or error)
+        return
+    if store.survives:
+        logger.info("stopped; unfinished jobs in the store: %d, results: %d", *usage[:2])
+        return
+    logger.log(
+        logging.WARNING if usage.live or usage.results else logging.INFO,
+        "the memory store ends with the process: %d unfinished jobs are lost, %d results dropped",
+        usage.live,
+        usage.results,
+    )
+
+
+async def _cancel_when(event: asyncio.Event, tasks: Iterable[asyncio.Task[None]]) -> None:
+    await event.wait()
+    for task in tasks:
+        task.cancel()
+
+
+def _stop_at_the_end_of_stdin(stop: asyncio.Event) -> None:
+    loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
+
+    def ended() -> None:
+        loop.remove_reader(stdin)  # an end stays readable
+        stop.set()
+
+    loop.add_reader(stdin, ended)
+
+
+def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
+    """Events for the first and the second SIGTERM or SIGINT."""
+    stop, now = asyncio.Event(), asyncio.Event()
+
+    def on_signal() -> None:
+        (now if stop.is_set() else stop).set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal)
+    return stop, now
+
+
+def _spare_the_collector() -> None:
+    """Let the garbage collector run less often, and not over what stays for ever.
+
+    Jobs and results are freed by their reference counts: nothing of them is in a cycle, and most is not
+    even tracked. With Python's own thresholds a busy proxy collects hundreds of times a second, in
+    vain; its slowest answers were six times slower for it.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 100)
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what the system allows: each client is one."""
+    try:
+        import resource
+    except ImportError:  # not on this platform
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = hard if hard != resource.RLIM_INFINITY else 1_048_576
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,61 @@
+"""Requests that are to become jobs: from aiohttp's request to the plain one that the service takes."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from asyncproxy.core.endpoints import Endpoint
+from asyncproxy.core.errors import ApiError
+from asyncproxy.core.jobs import Job, Outcome
+from asyncproxy.service import JobService, Submitted, shutting_down
+from asyncproxy.web.body_reader import BodyReader
+from asyncproxy.web.request_heads import RequestHeads
+from asyncproxy.wire.request import Request
+
+__all__ = ["JobRequests", "prefer_of"]
+
+
+class JobRequests:
+    """Reads requests for the service. The async paths, the header form and the relay share it."""
+
+    def __init__(self, service: JobService, heads: RequestHeads, body_reader: BodyReader) -> None:
+        self._service = service
+        self._heads = heads
+        self._body_reader = body_reader
+
+    async def read(self, request: web.BaseRequest) -> Request:
+        """A request to its end.
+
+        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read` and :meth:`BodyReader.read` do.
+        """
+        if self._service.draining:
+            raise shutting_down()
+        head = self._heads.read(request)
+        body = self._body_reader.read_buffered(request)
+        if body is None:
+            body = await self._body_reader.read(request)
+        return Request(head, request.rel_url.raw_query_string, body)
+
+    async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
+        """Make a request a job, or find the job that its ``Idempotency-Key`` names."""
+        try:
+            return await self._service.submit(endpoint, await self.read(request))
+        except ApiError as error:
+            self._service.refused(endpoint, error)
+            raise
+
+    async def find(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Job | Outcome:
+        """The job of a path, if the sender of the request may see it.
+
+        Raises :class:`InvalidApiKey` or :class:`JobNotFound`.
+        """
+        return await self._service.find(endpoint, self._heads.caller(request), job_id)
+
+    def identify(self, request: web.BaseRequest) -> None:
+        """Raise :class:`InvalidApiKey` if the sender of the request may not come in."""
+        self._heads.caller(request)
+
+
+def prefer_of(request: web.BaseRequest) -> str | None:
+    """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
+    return ", ".join(request.headers.getall("Prefer", ())) or None
