@@ -19,7 +19,7 @@ from asyncproxy.core.errors import StartupError
 from asyncproxy.core.events import Observer, Observers
 from asyncproxy.core.ids import RandomIds
 from asyncproxy.dispatch.dispatcher import Dispatcher
-from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.loop.lag import measuring_lag
 from asyncproxy.observe import tracing
@@ -88,7 +88,7 @@ class Proxy:
             stack.push_async_callback(asyncio.to_thread, self.tracer.close)
             await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
             await stack.enter_async_context(self.upstreams.connected())
-            await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
+            await stack.enter_async_context(self.store.opened(self.dispatcher.abort))
             await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
             if self.config.admin_address is not None:
                 await stack.enter_async_context(self.admin.listening(*self.config.admin_address))

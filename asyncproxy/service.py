@@ -195,7 +195,7 @@ class JobService:
         if not await self._store.delete(job.id):
             raise not_found()
         if isinstance(job, Job):
-            self._dispatcher.abort(job)
+            self._dispatcher.abort(job.id)
 
     async def delivered(self, outcome: Outcome, keep_s: float) -> None:
         """Note that the client of a relayed request has its answer: the next one is a new request."""

@@ -31,7 +31,7 @@ EMBED = {"model": "m", "input": "hello"}
 
 
 @dataclass
-class UpstreamResponse:
+class Response:
     """A response of the proxy, read to its end."""
 
     status: int
@@ -62,15 +62,15 @@ class Client:
         self.parts = parts
         self.session = session
 
-    async def request(self, method: str, path: str, **kwargs: Any) -> UpstreamResponse:
+    async def request(self, method: str, path: str, **kwargs: Any) -> Response:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
-            return UpstreamResponse(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read())
 
-    async def get(self, path: str, **kwargs: Any) -> UpstreamResponse:
+    async def get(self, path: str, **kwargs: Any) -> Response:
         return await self.request("GET", path, **kwargs)
 
-    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> UpstreamResponse:
+    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> Response:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         if len(data) > 1024**2:
             kwargs["data"] = io.BytesIO(data)
@@ -154,7 +154,7 @@ async def start(gateway: Gateway, store_section: StoreSection) -> AsyncIterator[
     async with AsyncExitStack() as stack:
 
         async def start_proxy(*, upstream: dict[str, Any] | None = None, **sections: Any) -> Client:
-            retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms"}
+            retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms", "outage": "50ms"}
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
             sections["store"] = {**store_section(), **sections.get("store", {})}
             config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})

@@ -51,11 +51,14 @@ class TimeoutConfig(_Section):
 
 class RetryConfig(_Section):
     attempts: Count = 3
-    """Calls per job at the most, the first included."""
+    """Calls per job that may fail, the first included."""
     backoff: DurationOrNone = 0.5
     """The upper bound of the first wait; it doubles with each attempt."""
     max_backoff: DurationOrNone = 30.0
     """The upper bound of any wait that the upstream has not asked for."""
+    outage: DurationOrNone = 900.0
+    """How long a job waits in all for an upstream that is away or limits its rate. None of that counts
+    as an attempt."""
 
 
 class UpstreamConfig(_Section):

@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from asyncproxy.config.model import Config, StoreConfig, UpstreamConfig
 from asyncproxy.core.endpoints import ENDPOINTS, Endpoint
-from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.service import Lifetimes
 from asyncproxy.stores.base import Limits
 from asyncproxy.upstream.client import UpstreamOptions
@@ -100,6 +100,7 @@ def policy(upstream: UpstreamConfig) -> CallPolicy:
         attempts=upstream.retry.attempts,
         backoff_s=upstream.retry.backoff,
         max_backoff_s=upstream.retry.max_backoff,
+        outage_s=upstream.retry.outage,
         hidden=frozenset(hidden),
     )
 

@@ -263,7 +263,14 @@ class Interrupted(CallError):
 
 
 class UpstreamUnreachable(CallError):
+    """The call brought no answer.
+
+    ``delivered``: the request may have reached the upstream, and may have been what broke it. False:
+    the connection could not be made, so nothing is said about the request.
+    """
+
     status, code = 502, "upstream_unreachable"
+    delivered: bool = True
 
 
 class InvalidUpstreamResponse(CallError):

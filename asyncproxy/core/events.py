@@ -29,6 +29,8 @@ __all__ = [
     "Retried",
     "StoreOperation",
     "SubmitRefused",
+    "UpstreamAway",
+    "UpstreamBack",
     "WaitEnded",
     "status_class",
 ]
@@ -102,7 +104,8 @@ class Paused(msgspec.Struct, frozen=True, gc=False):
 class JobFinished(msgspec.Struct, frozen=True, gc=False):
     """A job has its outcome.
 
-    ``queued_s`` is the time from its submission to its last call, ``call_s`` that of the last call,
+    ``queued_s`` is the time from its submission to its last call, ``held_s`` how much of it the job
+    waited for an upstream that was away or limited its rate, ``call_s`` that of the last call,
     ``result_bytes`` the size of the upstream's answer. ``detail`` is what the upstream said of a
     failure, or the client library of a call that brought no answer; unlike the error that the client
     sees, it may name an address. ``model`` and ``request_id`` are the client's text.
@@ -121,8 +124,30 @@ class JobFinished(msgspec.Struct, frozen=True, gc=False):
     result_bytes: int
     detail: str = ""
     queued_s: float = 0.0
+    held_s: float = 0.0
     request_id: str = ""
     trace_id: str = ""
+
+
+class UpstreamAway(msgspec.Struct, frozen=True, gc=False):
+    """An upstream takes no calls: since now, or still after ``away_s``.
+
+    ``reason`` is the status or the code that was seen last. ``waiting`` is how many jobs wait in the
+    store, None if the store does not say.
+    """
+
+    upstream: str
+    reason: str
+    away_s: float
+    waiting: int | None
+
+
+class UpstreamBack(msgspec.Struct, frozen=True, gc=False):
+    """An upstream takes calls again, after ``away_s``. ``waiting`` is as in :class:`UpstreamAway`."""
+
+    upstream: str
+    away_s: float
+    waiting: int | None
 
 
 class RequestPassed(msgspec.Struct, frozen=True, gc=False):
@@ -207,6 +232,10 @@ class Observer:
     def paused(self, event: Paused) -> None: ...
 
     def job_finished(self, event: JobFinished) -> None: ...
+
+    def upstream_away(self, event: UpstreamAway) -> None: ...
+
+    def upstream_back(self, event: UpstreamBack) -> None: ...
 
     def request_passed(self, event: RequestPassed) -> None: ...
 

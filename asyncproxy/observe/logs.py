@@ -18,7 +18,15 @@ from datetime import UTC, datetime
 from logging.handlers import QueueHandler
 from typing import Any, Final
 
-from asyncproxy.core.events import JobFinished, Observer, RequestPassed, Retried, SubmitRefused
+from asyncproxy.core.events import (
+    JobFinished,
+    Observer,
+    RequestPassed,
+    Retried,
+    SubmitRefused,
+    UpstreamAway,
+    UpstreamBack,
+)
 from asyncproxy.core.jobs import JobStatus
 
 __all__ = ["Log", "LogObserver", "logging_to_stderr"]
@@ -54,6 +62,7 @@ class LogObserver(Observer):
             attempts=event.attempts,
             total_ms=round(event.total_s * 1000),
             queue_ms=round(event.queued_s * 1000),
+            held_ms=round(event.held_s * 1000) or "",
             call_ms=round(event.call_s * 1000),
             bytes=event.result_bytes,
             detail=event.detail,
@@ -76,6 +85,25 @@ class LogObserver(Observer):
             request_id=event.request_id,
             trace_id=event.trace_id,
             detail=event.detail,
+        )
+
+    def upstream_away(self, event: UpstreamAway) -> None:
+        _log(
+            logging.WARNING,
+            "upstream is still away" if event.away_s else "upstream is away",
+            upstream=event.upstream,
+            reason=event.reason,
+            away_s=round(event.away_s),
+            waiting="" if event.waiting is None else event.waiting,
+        )
+
+    def upstream_back(self, event: UpstreamBack) -> None:
+        _log(
+            logging.WARNING,
+            "upstream is back",
+            upstream=event.upstream,
+            away_s=round(event.away_s),
+            waiting="" if event.waiting is None else event.waiting,
         )
 
     def retried(self, event: Retried) -> None:

@@ -44,14 +44,16 @@ class Fill(NamedTuple):
 class Readings(NamedTuple):
     """How the parts stand at a scrape. ``fill`` is None if the store did not say in time.
 
-    ``calls`` and ``concurrency`` are by upstream: calls in flight, and as many as there may be.
+    ``calls``, ``limits`` and ``away`` are by upstream: calls in flight, as many as there may be now,
+    and the seconds for which it has been away.
     """
 
     fill: Fill | None
     max_live: int
     max_bytes: int
     calls: Mapping[str, int]
-    concurrency: Mapping[str, int]
+    limits: Mapping[str, int]
+    away: Mapping[str, float]
     waiting: int
     passing: int
     draining: bool
@@ -117,8 +119,18 @@ class Metrics(Observer):
             "asyncproxy_upstream_pauses", "Pauses that a rate limit asked for.", "upstream"
         )
         self._calls = self._gauge("asyncproxy_calls_in_flight", "Calls for jobs.", "upstream")
-        self._concurrency = self._gauge(
-            "asyncproxy_calls_limit", "Calls for jobs at once, at the most.", "upstream"
+        self._limits = self._gauge(
+            "asyncproxy_calls_limit",
+            "Calls for jobs that may be in flight now: the concurrency, or less after an outage.",
+            "upstream",
+        )
+        self._up = self._gauge(
+            "asyncproxy_upstream_up", "1 if the upstream takes calls, 0 while it is away.", "upstream"
+        )
+        self._away_seconds = self._gauge(
+            "asyncproxy_upstream_away_seconds",
+            "For how long the upstream has been away. 0 if it takes calls.",
+            "upstream",
         )
 
     def _add_store(self) -> None:
@@ -253,7 +265,9 @@ class Metrics(Observer):
         self._draining.set(readings.draining)
         for gauge, by_upstream in (
             (self._calls, readings.calls),
-            (self._concurrency, readings.concurrency),
+            (self._limits, readings.limits),
+            (self._up, {name: not away_s for name, away_s in readings.away.items()}),
+            (self._away_seconds, readings.away),
         ):
             gauge.clear()  # one that was removed has no calls
             for upstream, number in by_upstream.items():

@@ -30,7 +30,9 @@ class TimedStore:
     def __init__(self, inner: Store, observer: Observer) -> None:
         self._inner = inner
         self._tell = observer.store_operation
-        self.place = inner.place  # asked for with each answer, and there is nothing to tell
+        # Nothing to tell: these never wait for the store.
+        self.place = inner.place
+        self.allow = inner.allow
 
     @property
     def credential_keys(self) -> tuple[bytes, ...]:

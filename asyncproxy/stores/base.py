@@ -141,6 +141,12 @@ class Store(Protocol):
     async def pause(self, lane: Lane, delay_s: float) -> None:
         """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """Let this process claim ``room`` more jobs of ``lane``. None: any number.
+
+        Each claim takes one off, until another number is given.
+        """
+
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         """Record the outcome of a claimed job, once. False if the claim was lost: that of another
         worker counts, or the job was deleted.

@@ -174,6 +174,12 @@ class LiveJobs:
         waiting.queue.pause(lane, self._monotonic() + delay_s)
         self._wake(waiting)  # whoever waits has to know of its end
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """Let ``room`` more jobs of ``lane`` be claimed. None: any number."""
+        waiting = self._of(lane.upstream)
+        waiting.queue.allow(lane, room)
+        self._wake(waiting)
+
     def withdraw(self, job_id: str) -> bool:
         """Take a job that waits out of its queue, so that nobody claims it. False if none waits."""
         entry = self._entries.get(job_id)

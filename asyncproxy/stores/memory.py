@@ -101,6 +101,9 @@ class MemoryStore:
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        self._live.allow(lane, room)
+
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         if not self._live.holds(job):
             return False

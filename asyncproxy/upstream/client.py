@@ -367,15 +367,21 @@ def describe(error: Exception) -> str:
     return f"{type(error).__name__}: {first_line}".removesuffix(": ")
 
 
+def _not_delivered(message: str) -> UpstreamUnreachable:
+    error = UpstreamUnreachable(message)
+    error.delivered = False
+    return error
+
+
 def _translated(error: Exception, upstream: str) -> CallError:
     if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
+        return _not_delivered(f"The upstream {upstream!r} did not take the connection in time.")
     if isinstance(error, asyncio.TimeoutError):
         return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
     if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} has no certificate that we trust.")
+        return _not_delivered(f"The upstream {upstream!r} has no certificate that we trust.")
     if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} cannot be reached.")
+        return _not_delivered(f"The upstream {upstream!r} cannot be reached.")
     if isinstance(error, aiohttp.ClientPayloadError):
         return UpstreamUnreachable(
             f"The answer of the upstream {upstream!r} broke off, or cannot be decoded."

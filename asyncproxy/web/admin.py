@@ -76,7 +76,11 @@ class Admin:
         """200: jobs are taken. 503: they are not, and why."""
         checks = await self._health.checks()
         reasons = [check.reason for check in checks.values() if check.reason]
-        page = {"status": "unavailable" if reasons else "ok", "checks": checks}
+        page: dict[str, Any] = {
+            "status": "unavailable" if reasons else "ok",
+            "checks": checks,
+            "upstreams": self._health.upstreams(),
+        }
         if reasons:
             page["reason"] = "; ".join(reasons)
         return json_response(503 if reasons else 200, msgspec.json.encode(page))

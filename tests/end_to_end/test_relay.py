@@ -251,7 +251,8 @@ async def test_openai_python_goes_on_past_the_last_hop(start: Start, gateway: Ga
 async def test_its_exceptions_are_the_usual(
     start: Start, gateway: Gateway, status: int, exception: type[openai.APIStatusError]
 ) -> None:
-    proxy = await start(upstream={"retry": {"attempts": 1}}, jobs={"relay_hold": "20ms"})
+    impatient = {"attempts": 1, "outage": 0}
+    proxy = await start(upstream={"retry": impatient}, jobs={"relay_hold": "20ms"})
 
     async def slow_failure(request: Received, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)

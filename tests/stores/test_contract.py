@@ -254,6 +254,50 @@ async def test_a_pause_holds_its_lane_only(bench: Bench) -> None:
     assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a1", "a2"]
 
 
+async def test_a_lane_gives_out_no_more_jobs_than_it_has_room_for(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    limited = job("a0", clock=clock)
+    for number in range(5):
+        await store.create(job(f"a{number}", clock=clock), CALL)
+    store.allow(limited.lane, 2)
+    assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a0", "a1"]
+    await nothing_to_claim(store)
+    await store.create(job("other model", clock=clock, model="n"), CALL)
+    await store.create(job("other credential", clock=clock, credential=b"bob"), CALL)
+    found = {(await store.claim(UPSTREAM)).job.id for _ in range(2)}
+    assert found == {"other model", "other credential"}
+    await nothing_to_claim(store)
+    claim = asyncio.ensure_future(store.claim(UPSTREAM))
+    await settled(store)
+    store.allow(limited.lane, 1)
+    async with asyncio.timeout(10):
+        assert (await claim).job.id == "a2"
+    await nothing_to_claim(store)
+    store.allow(limited.lane, None)
+    assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a3", "a4"]
+
+
+async def test_a_job_that_comes_to_a_lane_without_room_waits_there(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    store.allow(job("a", clock=clock).lane, 0)
+    await store.create(job("a", clock=clock), CALL)
+    await nothing_to_claim(store)
+    assert await store.delete("a")
+    store.allow(job("b", clock=clock).lane, 1)
+    await store.create(job("b", clock=clock), CALL)
+    assert (await store.claim(UPSTREAM)).job.id == "b"
+
+
+async def test_a_release_keeps_what_the_job_has_been_through(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("a", clock=clock), CALL)
+    claimed = (await store.claim(UPSTREAM)).job
+    been = msgspec.structs.replace(claimed, calls=3, held_s=12.5, held_at=clock.now)
+    await store.release(been, attempts=1)
+    again = (await store.claim(UPSTREAM)).job
+    assert (again.attempts, again.calls, again.held_s, again.held_at) == (1, 3, 12.5, clock.now)
+
+
 async def test_credentials_take_turns(bench: Bench) -> None:
     store = await bench.store()
     for number in range(10):

@@ -114,6 +114,7 @@ class RedisStore:
         )
         self._claimers: dict[str, Claimer] = {}
         self._served: set[str] = set()
+        self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane this node may claim
         self._unsure: dict[str, tuple[Outcome, str]] = {}  # outcomes whose finish got no reply
         self._waiters = Waiters()
         self._places = QueuePositions(monotonic)
@@ -214,6 +215,14 @@ class RedisStore:
         self._places.hold_back(lane, delay_s)
         if (claimer := self._claimers.get(lane.upstream)) is not None:
             claimer.poke()  # whoever waits has to know of its end
+
+    def allow(self, lane: Lane, room: int | None) -> None:
+        if room is None:
+            self._rooms.pop(lane, None)
+        else:
+            self._rooms[lane] = room
+        if room != 0 and (claimer := self._claimers.get(lane.upstream)) is not None:
+            claimer.poke()
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         data = await self._apart(self._codec.pack_outcome, outcome, outcome.size)
@@ -341,12 +350,16 @@ class RedisStore:
         due_ms, gone, more, *rows = await self._run(
             "claim", self._lease_ms, upstream, count, self.limits.max_bytes, _MOST_CALL_BYTES,
             int(self._may_take_over()), int(upstream not in self._served), LARGE,
+            *(part for lane, room in self._rooms.items() if lane.upstream == upstream
+              for part in (lane_name(lane), room)),
         )  # fmt: skip
         self._served.add(upstream)
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
             job = self._taken(record, claims, attempts)
+            if job is not None and job.lane in self._rooms:
+                self._rooms[job.lane] = max(0, self._rooms[job.lane] - 1)
             try:
                 claimed = None if job is None else await self._with_call(job, sealed)
             except Exception:

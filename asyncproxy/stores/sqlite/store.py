@@ -306,7 +306,8 @@ class SqliteStore:
         kept = advance(job, JobStatus.PENDING, attempts=attempts)
         before = self._live.get(job.id)
         assert before is not None
-        if call is not None or (attempts, job.upstream) != (before.attempts, before.upstream):
+        was = before.attempts, before.calls, before.upstream
+        if call is not None or (attempts, job.calls, job.upstream) != was:
             # On disk first: an attempt that was made counts, whatever happens to this process.
             seq = self._live.seq_of(job.id)
             await self._writer.do(
@@ -319,6 +320,9 @@ class SqliteStore:
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
+
+    def allow(self, lane: Lane, room: int | None) -> None:
+        self._live.allow(lane, room)
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         if not self._live.holds(job):

@@ -125,32 +125,54 @@ local function ripen(upstream, time)
   end
 end
 
--- Takes the next job out of the queue: the oldest one of the credential whose turn it is.
-local function pop(upstream)
-  local ring = ring_key(upstream)
+-- The first lane of a credential that has a ready job and room for it (rooms: by lane; nil: room for all).
+local function first_lane(lanes, rooms)
+  if not rooms then return call('ZRANGE', lanes, 0, 0)[1] end
+  local offset = 0
   while true do
-    local credential = call('ZRANGE', ring, 0, 0)[1]
+    local some = call('ZRANGE', lanes, offset, offset + 63)
+    for _, lane in ipairs(some) do
+      if rooms[lane] ~= 0 then return lane end
+    end
+    if #some < 64 then return nil end
+    offset = offset + 64
+  end
+end
+
+-- Takes the next job out of the queue: the oldest one of the credential whose turn it is. A credential
+-- without room keeps its turn.
+local function pop(upstream, rooms)
+  local ring, rank = ring_key(upstream), 0
+  while true do
+    local credential = call('ZRANGE', ring, rank, rank)[1]
     if not credential then return nil end
     local lanes = lanes_key(upstream, credential)
-    local lane = call('ZRANGE', lanes, 0, 0)[1]
-    local id = lane and call('ZPOPMIN', lane_key(lane))[1]
-    local more = false
-    if lane then
-      local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
-      if head[1] then
-        call('ZADD', lanes, head[2], lane)
-        more = true
+    local lane = first_lane(lanes, rooms)
+    if not lane and rooms and call('EXISTS', lanes) == 1 then
+      rank = rank + 1
+    else
+      local id = lane and call('ZPOPMIN', lane_key(lane))[1]
+      local more = false
+      if lane then
+        local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
+        if head[1] then
+          call('ZADD', lanes, head[2], lane)
+          more = true
+        else
+          call('ZREM', lanes, lane)
+          more = call('EXISTS', lanes) == 1
+        end
+      end
+      if more then
+        call('ZADD', ring, next_turn(), credential)
       else
-        call('ZREM', lanes, lane)
-        more = call('EXISTS', lanes) == 1
+        call('ZREM', ring, credential)
+      end
+      if id then
+        if rooms and rooms[lane] then rooms[lane] = rooms[lane] - 1 end
+        return id
       end
     end
-    if more then
-      call('ZADD', ring, next_turn(), credential)
-    else
-      call('ZREM', ring, credential)
-    end
-    if id then return id end
   end
 end
 
