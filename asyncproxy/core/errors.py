@@ -211,6 +211,11 @@ class UnsupportedMediaType(_InvalidRequestError):
 class IdempotencyKeyReused(_InvalidRequestError):
     status, code = 422, "idempotency_key_reused"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used with another request. Use a new key for a new request."
+        )
+
 
 class _RetryLaterError(ApiError):
     """Pressure: nothing has changed, and the same request may succeed ``retry_after_s`` later."""
@@ -220,7 +225,15 @@ class _RetryLaterError(ApiError):
 
 
 class TooManyJobs(_RetryLaterError):
+    """A credential has ``limit`` live jobs already."""
+
     status, code, type = 429, "too_many_jobs", "rate_limit_error"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"This credential has {limit} jobs that are not done. Wait for some of them.",
+            retry_after_s=5,
+        )
 
 
 class InternalError(ApiError):
@@ -233,11 +246,27 @@ class UpgradeNotSupported(ApiError):
 
 
 class Overloaded(_RetryLaterError):
+    """More is asked for at once than the proxy takes: jobs if no ``message`` says otherwise."""
+
     status, code = 503, "overloaded"
+
+    def __init__(
+        self,
+        message: str = "Too many jobs are waiting. Try again later.",
+        *,
+        retry_after_s: int = 5,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class StoreFull(_RetryLaterError):
+    """The store has no room. ``detail`` says more, for the log."""
+
     status, code = 503, "store_full"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__("The store is full. Try again later.", retry_after_s=5)
+        self.detail = detail
 
 
 class StoreUnavailable(_RetryLaterError):

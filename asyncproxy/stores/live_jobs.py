@@ -82,13 +82,9 @@ class LiveJobs:
         """Raise :class:`TooManyJobs` or :class:`Overloaded` if there are too many jobs for another."""
         limits = self.limits
         if self._per_credential[job.credential] >= limits.max_live_per_credential:
-            raise TooManyJobs(
-                f"This credential has {limits.max_live_per_credential} jobs that are not done. "
-                "Wait for some of them.",
-                retry_after_s=5,
-            )
+            raise TooManyJobs(limits.max_live_per_credential)
         if len(self._entries) >= limits.max_live:
-            raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
+            raise Overloaded
 
     def fits(self, size: int, result_bytes: int) -> bool:
         """Whether a job of ``size`` can be kept beside the results."""

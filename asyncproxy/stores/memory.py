@@ -66,7 +66,7 @@ class MemoryStore:
         if not self._live.fits(size, self._results.bytes):
             self._expire()
             if not self._live.fits(size, self._results.bytes):
-                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+                raise StoreFull
         self._live.add(job, size, call)
         self._live.enqueue(job)
         if alias is not None:
@@ -162,9 +162,7 @@ class MemoryStore:
         if found is None or not alias.attach:
             return None
         if fingerprint != alias.fingerprint:
-            raise IdempotencyKeyReused(
-                "This Idempotency-Key was used with another request. Use a new key for a new request."
-            )
+            raise IdempotencyKeyReused
         return found
 
     def _drop_alias(self, job_id: str) -> None:

@@ -167,20 +167,13 @@ class RedisStore:
             case 1:
                 return await self._found(reply[1].decode(), reply[2:])
             case 2:
-                raise IdempotencyKeyReused(
-                    "This Idempotency-Key was used with another request. "
-                    "Use a new key for a new request."
-                )
+                raise IdempotencyKeyReused
             case 3:
-                raise TooManyJobs(
-                    f"This credential has {limits.max_live_per_credential} jobs that are not done. "
-                    "Wait for some of them.",
-                    retry_after_s=5,
-                )
+                raise TooManyJobs(limits.max_live_per_credential)
             case 4:
-                raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
+                raise Overloaded
             case _:
-                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+                raise StoreFull
 
     async def get(self, job_id: str) -> Job | Outcome | None:
         return await self._found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))

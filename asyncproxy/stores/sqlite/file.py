@@ -208,7 +208,7 @@ def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
 def translate(error: sqlite3.Error) -> ApiError:
     """SQLite's error as one of ours. Raise it ``from`` the original."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return StoreFull("The store is full. Try again later.", retry_after_s=5)
+        return StoreFull(str(error))
     ours = StoreUnavailable("The store does not work just now. Try again later.", retry_after_s=5)
     ours.detail = f"{type(error).__name__}: {error}"
     return ours

@@ -216,7 +216,7 @@ class SqliteStore:
             await self._expire()
             self._live.check(job)
             if not self._live.fits(size, self._result_bytes):
-                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+                raise StoreFull
         self._last_seq += 1
         self._live.add(job, size, seq=self._last_seq)
         await self._writer.do(
@@ -440,9 +440,7 @@ class SqliteStore:
         row = await self._read(lambda on: on.execute(select, (alias.key,)).fetchone())
         found = None if row is None else await self.get(row[1])
         if found is not None and row[0] != alias.fingerprint:
-            raise IdempotencyKeyReused(
-                "This Idempotency-Key was used with another request. Use a new key for a new request."
-            )
+            raise IdempotencyKeyReused
         return found
 
     @asynccontextmanager
