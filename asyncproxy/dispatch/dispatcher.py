@@ -162,21 +162,20 @@ class Dispatcher:
 
     def retry_after_s(self, job: Job) -> int:
         """Whole seconds after which a poll of ``job`` is likely to find it done. 1 to 120."""
-        try:
-            pool = self._pools[job.upstream]
-        except KeyError:
-            return 1  # housekeeping sees to it
-        gate = pool.gate
-        wait = pool.mean_call_s
+        pool = self._pools.get(job.upstream)
+        # Without a pool another process sends the job, or housekeeping moves it to another upstream.
+        mean_s = 0.0 if pool is None else pool.mean_call_s
+        wait = mean_s
         place = self._store.place(job) if job.status is JobStatus.PENDING else None
         if place is not None:
-            wait *= 1 + place.ahead / gate.outage.limit
+            if pool is not None:
+                wait *= 1 + place.ahead / pool.gate.outage.limit
             if place.not_before:
-                wait = max(wait, place.not_before - self._monotonic() + pool.mean_call_s)
-            if gate.is_away:
-                # Nobody knows when the upstream is back. As long again as it has been away is a guess
-                # that fits a restart and a long outage alike.
-                wait += max(gate.away_s, gate.outage.ask_at - self._monotonic())
+                wait = max(wait, place.not_before - self._monotonic() + mean_s)
+        if pool is not None and pool.gate.is_away:
+            # Nobody knows when the upstream is back. As long again as it has been away is a guess that
+            # fits a restart and a long outage alike.
+            wait += pool.gate.away_s
         if wait <= 1:
             return 1
         return math.ceil(wait) if wait < _LONGEST_WAIT else _LONGEST_WAIT

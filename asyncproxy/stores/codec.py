@@ -72,6 +72,24 @@ class Codec:
         except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
+    def update_job(self, record: bytes, job: Job) -> bytes:
+        """``record``, which is a packed job, with the values of ``job``. Raises :class:`Unreadable`.
+
+        Fields that only a newer version knows keep their values, those of each fallback too. The
+        fallbacks of ``job`` are the last ones of the record: those before have been tried.
+        """
+        try:
+            before = msgspec.msgpack.decode(record)
+            after = msgspec.msgpack.decode(self.pack_job(job))
+            left = before.get("fallbacks", [])
+            left = left[len(left) - len(job.fallbacks) :]
+            after["fallbacks"] = [
+                {**old, **new} for old, new in zip(left, after["fallbacks"], strict=True)
+            ]
+            return _ENCODER.encode({**before, **after})
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+
     def seal_call(self, call: Call) -> bytes:
         """A call, which holds the client's credential and text."""
         return self._fernet.encrypt(_ENCODER.encode(call))

@@ -18,6 +18,7 @@ from asyncproxy.dispatch.dispatcher import Dispatcher
 from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.stores.base import Claim, Limits, UnreadableCall
+from asyncproxy.stores.fair_queue import QueuePosition
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream.client import Upstream
 
@@ -372,6 +373,15 @@ async def test_a_job_whose_upstream_is_gone_goes_where_its_model_is_served(make:
     assert (failed.job_id, failed.status_code, failed.code) == ("b", 404, "model_not_found")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).job_id == "a"
+
+
+async def test_a_job_whose_upstream_nobody_serves_is_told_when_it_goes_elsewhere(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make()
+    job = Job("a", "embeddings", b"a", "was-once", "m", rig.now(), 60)
+    monkeypatch.setattr(rig.store, "place", lambda _: QueuePosition(3, rig.now() + 14.5))
+    assert rig.dispatcher.retry_after_s(job) == 15
 
 
 async def test_a_request_that_cannot_be_read_ends_its_job_and_no_other(

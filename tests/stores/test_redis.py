@@ -21,6 +21,7 @@ from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, UnreadableCall
 from asyncproxy.stores.redis import connection
 from asyncproxy.stores.redis import store as redis_module
+from asyncproxy.stores.redis.schema import SCHEMA
 from asyncproxy.stores.redis.store import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -496,6 +497,47 @@ async def test_an_upstream_is_nobodys_after_some_leases_only(lab: Lab) -> None:
     assert [orphan.id for orphan in await b.claim_orphans({"another"})] == ["a"]
 
 
+async def test_an_upstream_that_the_last_node_gave_up_is_nobodys_after_a_lease(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await finds_nothing(b)
+    await lab.submit(a, "a")
+    waiting = await a.get("a")
+    assert isinstance(waiting, Job)
+    assert await a.claim_orphans({"another"}) == []
+    lab.clock.now += LEASE_S - 1
+    await b.renew()
+    lab.clock.now += LEASE_S - 1
+    assert await a.claim_orphans({"another"}) == [], "the other node serves it"
+    assert await b.claim_orphans({"another"}) == []
+    lab.clock.now += LEASE_S - 1
+    assert await a.claim_orphans({"another"}) == []
+    lab.clock.now += 1
+    assert [orphan.id for orphan in await a.claim_orphans({"another"})] == ["a"]
+
+
+async def test_it_is_known_when_the_jobs_of_an_upstream_that_nobody_serves_go_elsewhere(
+    lab: Lab,
+) -> None:
+    a, b = await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await lab.submit(a, "a")
+    await a.release((await claims(a)).job, attempts=1, delay_s=10_000)
+    waiting = await b.get("a")
+    assert isinstance(waiting, Job)
+    await b.claim_orphans({"another"})
+    assert (place := b.place(waiting)) is None or not place.not_before, "the other node serves it"
+    lab.clock.now += LEASE_S
+    await b.claim_orphans({"another"})
+    assert (place := b.place(waiting)) is not None
+    assert place.not_before == lab.clock.now + 3 * LEASE_S
+    await a.claim_orphans({"another"})
+    assert (place := a.place(waiting)) is not None
+    assert place.not_before == lab.clock.now + LEASE_S, "no later, though its backoff is longer"
+    lab.clock.now += LEASE_S
+    assert [orphan.id for orphan in await b.claim_orphans({"another"})] == ["a"]
+
+
 async def test_orphans_that_are_held_back_are_found_too(lab: Lab) -> None:
     a = await lab.node()
     await lab.submit(a, "a", "b")
@@ -659,7 +701,7 @@ async def test_keys_can_be_rotated(lab: Lab) -> None:
     assert isinstance(await third.get("a"), Outcome)
 
 
-@pytest.mark.parametrize("schema", ["2", "x"])
+@pytest.mark.parametrize("schema", [str(SCHEMA + 1), "x"])
 async def test_a_newer_schema_is_refused_and_left_alone(lab: Lab, schema: str) -> None:
     await lab.redis.hset(lab.key("meta"), "schema", schema)
     with pytest.raises(StartupError, match="schema"):

@@ -18,6 +18,7 @@ import pytest
 from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
+from asyncproxy.stores.sqlite.migrations import SCHEMA
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
     CALL,
@@ -230,7 +231,7 @@ async def test_a_newer_schema_is_left_alone(path: Path, clock: Clock) -> None:
     async with opened(path, clock, keys=[OLD]):
         pass
     with closing(sqlite3.connect(path)) as newer:
-        newer.execute("PRAGMA user_version=2")
+        newer.execute(f"PRAGMA user_version={SCHEMA + 1}")
     before = path.read_bytes()
     assert "newer version of asyncproxy" in await refused(path, clock, keys=[OLD])
     assert path.read_bytes() == before

@@ -63,8 +63,12 @@ _WITHOUT_KEY_S: Final = 10.0
 _CLAIMS_WITHOUT_KEY: Final = 30
 
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
-# configuration may have submitted jobs for it, and be about to come back.
+# configuration may have submitted jobs for it, and be about to come back. It is one lease if the last
+# node to serve it was told to give it up: see orphans.lua.
 _LEASES_TO_ORPHANS: Final = 4
+
+# What claim.lua says to a node of an earlier schema.
+_ONLY_NEWER_CLAIM: Final = -2
 
 _RECHECK_AT_ONCE: Final = 100
 
@@ -121,6 +125,7 @@ class RedisStore:
         self._records = Records(self._codec, self._places, clock)
         self._leases = Leases(self._run, self._lease_ms)
         self._reconnected_at = -math.inf
+        self._superseded = False
         self._loops: list[asyncio.Task[Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -128,7 +133,7 @@ class RedisStore:
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
         self._leases.lost = lost
         async with self._link.opened():
-            await prepare_schema(self._link, self._prefix, self._codec)
+            await prepare_schema(self._link, self._run, self._prefix, self._codec)
             await look_after(self._link)
             loops = self._loops
             loops.append(asyncio.create_task(self._keep_leases(), name="asyncproxy-redis-leases"))
@@ -193,9 +198,14 @@ class RedisStore:
         sealed = b"" if call is None else await self._apart(self._codec.seal_call, call, call.size)
         claimer = self._claimers.get(job.upstream)
         claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
+        held = self._leases.held(job)
+        if held is None:  # the claim was lost, and nothing will be written
+            record = self._codec.pack_job(job)
+        else:
+            record = b"" if job == held.job else self._codec.update_job(held.record, job)
         released = await self._run(
             "release", job.id, job.claims, attempts, math.ceil(delay_s * 1000), int(whole_lane),
-            int(claims_next), job.upstream, lane_name(job.lane), self._codec.pack_job(job), sealed,
+            int(claims_next), job.upstream, lane_name(job.lane), record, sealed,
             0 if call is None else job.size + call.size,
             size=len(sealed),
         )  # fmt: skip
@@ -251,9 +261,14 @@ class RedisStore:
         return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        self._served &= set(upstreams)  # an upstream that was taken away is not ours to keep
+        given_up = self._served.difference(upstreams)
         patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
-        rows = await self._run("orphans", self._lease_ms, patience_ms, *upstreams)
+        rows, waits = await self._run(
+            "orphans", self._lease_ms, patience_ms, len(given_up), *given_up, *upstreams
+        )
+        self._served -= given_up
+        unserved = zip(waits[::2], waits[1::2], strict=True)
+        self._places.note_unserved((name.decode(), ms / 1000) for name, ms in unserved)
         return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
@@ -346,6 +361,14 @@ class RedisStore:
             *(part for lane, room in self._rooms.items() if lane.upstream == upstream
               for part in (lane_name(lane), room)),
         )  # fmt: skip
+        if due_ms == _ONLY_NEWER_CLAIM:
+            if not self._superseded:
+                logger.warning(
+                    "a newer version of asyncproxy uses this Redis: this process claims no more jobs. "
+                    "Bring it up to date"
+                )
+            self._superseded = True
+            return Claimed([], None, more=False)
         self._served.add(upstream)
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
@@ -367,7 +390,7 @@ class RedisStore:
     def _taken(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
         """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
         try:
-            return self._leases.take(self._records.claimed(record, claims, attempts))
+            return self._leases.take(self._records.claimed(record, claims, attempts), record)
         except Unreadable as error:
             logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
             return None

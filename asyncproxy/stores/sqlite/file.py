@@ -14,32 +14,14 @@ from typing import Final
 
 from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.stores.codec import Codec
+from asyncproxy.stores.sqlite.migrations import SCHEMA, migrate
 
 __all__ = ["check_place", "connect", "key_of", "locked", "prepared", "translate"]
 
 logger = logging.getLogger(__name__)
 
 _APPLICATION_ID: Final = 0x61707278  # "aprx"
-_SCHEMA_VERSION: Final = 1
 _OLDEST_SQLITE: Final = (3, 35, 0)  # RETURNING
-
-# A call comes last in its row: reading what stands before it does not touch the pages that hold it.
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS jobs (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, size INTEGER NOT NULL,
-    record BLOB NOT NULL, call BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS results (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
-    size INTEGER NOT NULL, outcome BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS results_expiry ON results (expires_at, size);
-CREATE TABLE IF NOT EXISTS aliases (
-    key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, job_id TEXT NOT NULL, once INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS aliases_job ON aliases (job_id);
-"""
 
 # A file up to this size is looked through as a whole at the start; it takes a tenth of a second.
 _CHECKED_BYTES: Final = 64 * 1024 * 1024
@@ -156,7 +138,7 @@ def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
 
 
 def prepared(path: Path, codec: Codec) -> None:
-    """Make a database, or see that it is one of ours that can be used.
+    """Make a database, or see that it is one of ours that can be used, and bring it to our schema.
 
     Raises :class:`StartupError`, and then nothing in it has changed.
     """
@@ -166,35 +148,40 @@ def prepared(path: Path, codec: Codec) -> None:
         # What is in it is for us alone. SQLite gives the files beside it the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            _check(connection, path)
-            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file with nothing in it
-            connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+            schema = _check(connection, path)
+            if not schema:  # there is nothing in it
+                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+                connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
             connection.execute("PRAGMA journal_mode=WAL")
-            connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+            migrate(connection, schema)
             _check_keys(connection, codec)
-            connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
             connection.execute("COMMIT")
+        if 0 < schema < SCHEMA:
+            logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
     except OSError as error:
         raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
         raise StartupError(f"{path} cannot be used: {error}") from error
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> None:
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema of a file, which is ours or an earlier one."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
+    version: int
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != _APPLICATION_ID and (application or version or tables):
         raise StartupError(f"{path} is a database of another application")
-    if version > _SCHEMA_VERSION:
+    if version > SCHEMA:
         raise StartupError(
             f"{path} was written by a newer version of asyncproxy (schema {version}, "
-            f"known here is {_SCHEMA_VERSION})"
+            f"known here is {SCHEMA})"
         )
     if path.stat().st_size <= _CHECKED_BYTES:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise StartupError(f"{path} is damaged: {found}")
+    return version
 
 
 def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:

@@ -227,7 +227,7 @@ class SqliteStore:
         )
 
     def _row(self, seq: int, job: Job, size: int, call: Call) -> tuple[Any, ...]:
-        return seq, job.id, size, *self._packed(job, call)
+        return seq, job.id, size, self._codec.pack_job(job), self._codec.seal_call(call)
 
     def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
         if error is not None:
@@ -310,13 +310,22 @@ class SqliteStore:
         if call is not None or (attempts, job.calls, job.upstream) != was:
             # On disk first: an attempt that was made counts, whatever happens to this process.
             seq = self._live.seq_of(job.id)
-            await self._writer.do(
-                partial(_update, seq, size), prepare=partial(self._packed, kept, call), size=size or 0
-            )
+            update = partial(self._update, seq, kept, size)
+            await self._writer.do(update, prepare=partial(self._sealed, call), size=size or 0)
         self._live.release(job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size)
 
-    def _packed(self, job: Job, call: Call | None) -> tuple[bytes, bytes | None]:
-        return self._codec.pack_job(job), None if call is None else self._codec.seal_call(call)
+    def _sealed(self, call: Call | None) -> bytes | None:
+        return None if call is None else self._codec.seal_call(call)
+
+    def _update(
+        self, seq: int | None, job: Job, size: int | None, call: bytes | None, on: sqlite3.Connection
+    ) -> None:
+        """Write down how a job stands; with its ``size``, if its call is another one."""
+        for (record,) in on.execute("SELECT record FROM jobs WHERE seq = ?", (seq,)).fetchall():
+            updated = self._codec.update_job(record, job)
+            on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (updated, seq))
+        if call is not None:
+            on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (call, size, seq))
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         self._live.pause(lane, delay_s)
@@ -500,16 +509,6 @@ def _insert(alias: Alias | None, row: tuple[Any, ...], on: sqlite3.Connection) -
             "INSERT OR REPLACE INTO aliases VALUES (?, ?, ?, ?)",
             (alias.key, alias.fingerprint, row[1], alias.once),
         )
-
-
-def _update(
-    seq: int | None, size: int | None, packed: tuple[bytes, bytes | None], on: sqlite3.Connection
-) -> None:
-    """Write down how a job stands; with its ``size``, if its call is another one."""
-    record, call = packed
-    on.execute("UPDATE jobs SET record = ? WHERE seq = ?", (record, seq))
-    if call is not None:
-        on.execute("UPDATE jobs SET call = ?, size = ? WHERE seq = ?", (call, size, seq))
 
 
 def _replace(seq: int | None, outcome: Outcome, packed: bytes, on: sqlite3.Connection) -> bool:

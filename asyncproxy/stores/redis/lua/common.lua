@@ -1,9 +1,11 @@
 -- What the scripts share. Each is this file, followed by its own: one atomic step of the store.
 --
+-- SCHEMA is the number of the format that this version knows (schema.py).
 -- KEYS[1] is what every key begins with, ARGV[1] the time in milliseconds (empty: that of Redis, so that
 -- the clocks of the nodes do not matter), ARGV[2] the node that asks.
 --
--- A job is a hash. Alive: s its state (0 waits, 1 is processed), j the record, c the sealed call, n its
+-- A job is a hash. A step writes only the fields that it changes: a newer version may have others.
+-- Alive: s its state (0 waits, 1 is processed), j the record, c the sealed call, n its
 -- claims, a its attempts, h the node that claimed it last (empty: it was given back), u its upstream, l its
 -- lane, o its order, t its size, p its turn, k its alias, w the nodes where somebody waits for it. Done:
 -- s is 2, f (F, if it is large) the outcome, g the token of the finish, e its expiry, t its size; n and k as
@@ -15,6 +17,7 @@
 local call = redis.call
 local P, NODE = KEYS[1], ARGV[2]
 local TOTALS, CREDENTIALS = P .. 'totals', P .. 'credentials'
+local META = P .. 'meta'
 local LEASES, CREATED, RESULTS = P .. 'leases', P .. 'created', P .. 'results'
 
 local function now()
@@ -22,6 +25,10 @@ local function now()
   local time = call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
+
+-- Whether a node of a later schema has started. What waits may be of kinds that this version does not know,
+-- so it claims nothing any more. What it has claimed it brings to an end.
+local function superseded() return tonumber(call('HGET', META, 'schema') or 0) > SCHEMA end
 
 local function job_key(id) return P .. 'job:' .. id end
 local function lane_key(lane) return P .. 'lane:' .. lane end
