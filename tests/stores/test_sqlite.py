@@ -18,6 +18,7 @@ import pytest
 from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
+from asyncproxy.stores.sqlite import store as sqlite_store
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
     CALL,
@@ -31,6 +32,8 @@ from tests.stores.test_contract import (
 )
 
 LIMITS = Limits(max_live=100_000, max_live_per_credential=100_000, max_bytes=1024**3)
+
+PAGE = 4096  # bytes
 
 OLD, NEW = b"o" * 32, b"n" * 32
 
@@ -373,6 +376,42 @@ async def test_expiry_gives_the_space_back(path: Path, clock: Clock) -> None:
     assert path.stat().st_size < sizes[-1]
     async with opened(path, clock) as store:
         assert await store.usage() == (0, 0, 0)
+
+
+async def test_a_minute_after_everything_has_expired_only_the_spare_pages_are_unused(
+    path: Path, clock: Clock
+) -> None:
+    """Counted in the file itself, while the store is open: what a library says it freed is not enough."""
+    async with opened(path, clock) as store:
+        for number in range(120):
+            await store.create(job(str(number), clock=clock, ttl_s=100), CALL)
+            await finish_next(store, clock, large(1_000_000))
+        assert path.stat().st_size > 25_000 * PAGE
+        clock.now += 1000
+        for _ in range(60):
+            await store.tick()
+        writing = store._writer._connection
+        (unused,) = writing.execute("PRAGMA freelist_count").fetchone()
+        assert 1000 < unused <= sqlite_store._SPARE_PAGES
+        assert path.stat().st_size < (unused + 50) * PAGE
+
+
+@pytest.mark.parametrize("pages", [3000, 12_000])
+def test_pages_are_given_back_step_by_step_and_counted(tmp_path: Path, pages: int) -> None:
+    with closing(sqlite3.connect(tmp_path / "x", isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("CREATE TABLE t (b)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(?))", (pages * PAGE,))
+        connection.execute("DELETE FROM t")
+
+        def unused() -> int:
+            return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+        before = unused()
+        assert before >= pages
+        surplus = sqlite_store._give_back(connection)
+        assert surplus == max(0, before - sqlite_store._SPARE_PAGES)
+        assert before - unused() == min(surplus, sqlite_store._FREED_PAGES)
 
 
 async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clock) -> None:
