@@ -132,7 +132,7 @@ class SqliteStore:
             self._readers = stack.enter_context(
                 ThreadPoolExecutor(_READERS, thread_name_prefix="asyncproxy-sqlite-read")
             )
-            self._writer = Writer(stack.enter_context(self._connected()))
+            self._writer = Writer(stack.enter_context(self._connected()), file.guard(self._path))
             async with self._writer.running():
                 await self._count()
                 loading = asyncio.create_task(self._load(), name="asyncproxy-sqlite-load")
