@@ -11,9 +11,9 @@ import logging
 import math
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -40,7 +40,7 @@ from asyncproxy.core.events import (
     Retried,
     status_class,
 )
-from asyncproxy.core.jobs import Call, Job, JobStatus, UpstreamResponse, head_of
+from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome, UpstreamResponse, head_of
 from asyncproxy.dispatch import retry
 from asyncproxy.dispatch.rate_limits import RateLimits
 from asyncproxy.dispatch.workers import CallPolicy, Worker, WorkerPool, WorkerPools
@@ -71,7 +71,19 @@ _AT_ONCE = 100
 # How much the last call weighs in the moving average of their durations.
 _SMOOTHING = 0.1
 
+# Characters that the log shows of what an upstream says.
+_SHOWN = 512
+
 T = TypeVar("T")
+
+
+class _Sent(NamedTuple):
+    """The last call of a job, for the log. ``hidden`` is what the upstream got from us beside it."""
+
+    call: Call
+    queued_s: float
+    call_s: float
+    hidden: frozenset[str]
 
 
 class Dispatcher:
@@ -272,8 +284,8 @@ class Dispatcher:
         _end_span(span, outcome)
         pool.mean_call_s += _SMOOTHING * (call_s - pool.mean_call_s)
         if not (await self._try_again(job, pool, outcome) or await self._fall_back(claim, outcome)):
-            said = _said(outcome, claim.call, pool.policy.hidden)
-            await self._finish(job, outcome, queued_s=queued_s, call_s=call_s, said=said)
+            sent = _Sent(claim.call, queued_s, call_s, pool.policy.hidden)
+            await self._finish(job, outcome, sent if queued_s < self._deadline_s else None)
 
     def _start_span(
         self, name: str, job: Job, *, started_at: float | None = None, outward: bool = False
@@ -385,15 +397,11 @@ class Dispatcher:
         self,
         job: Job,
         outcome: UpstreamResponse | ApiError,
-        *,
-        queued_s: float | None = None,
-        call_s: float = 0.0,
-        said: str = "",
+        sent: _Sent | None = None,
     ) -> None:
         """Record the outcome of a claimed job. Every job that ends, ends here.
 
-        Without ``queued_s`` it ends without a call, and has waited all the time. ``said`` is what the
-        upstream said of a failure, for the log.
+        ``sent`` is the call that brought it. Without one the job has waited all the time.
         """
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
@@ -408,26 +416,44 @@ class Dispatcher:
             finished = envelope.failed(job, error, now=now)
         self._rate_limits.forget(job)
         if await self._insist(job, lambda: self._store.finish(job, finished)):
-            total_s = max(0.0, now - job.created_at)
-            self._observer.job_finished(
-                JobFinished(
-                    job_id=job.id,
-                    endpoint=job.endpoint,
-                    upstream=job.upstream,
-                    model=job.model,
-                    status=finished.status,
-                    status_code=finished.status_code,
-                    code=error.code if error else "",
-                    attempts=job.attempts + 1,
-                    total_s=total_s,
-                    call_s=call_s,
-                    result_bytes=outcome.size if isinstance(outcome, UpstreamResponse) else 0,
-                    detail=(error.detail or error.message) if error else said,
-                    queued_s=total_s if queued_s is None else queued_s,
-                    request_id=job.request_id or job.id,
-                    trace_id=trace_id(job.traceparent),
-                )
+            self._tell(job, finished, outcome, error, sent, now)
+
+    def _tell(
+        self,
+        job: Job,
+        finished: Outcome,
+        outcome: UpstreamResponse | ApiError,
+        error: ApiError | None,
+        sent: _Sent | None,
+        now: float,
+    ) -> None:
+        total_s = max(0.0, now - job.created_at)
+        code, message = _said(outcome, sent)
+        self._observer.job_finished(
+            JobFinished(
+                job_id=job.id,
+                endpoint=job.endpoint,
+                upstream=job.upstream,
+                model=job.model,
+                status=finished.status,
+                status_code=finished.status_code,
+                code=error.code if error else "",
+                attempts=job.attempts + (sent is not None),
+                calls=max(job.attempts, job.claims - 1) + (sent is not None),
+                total_s=total_s,
+                call_s=sent.call_s if sent else 0.0,
+                result_bytes=outcome.size if isinstance(outcome, UpstreamResponse) else 0,
+                detail=(error.detail or error.message) if error else "",
+                queued_s=sent.queued_s if sent else total_s,
+                request_id=job.request_id or job.id,
+                trace_id=trace_id(job.traceparent),
+                client=credentials.fingerprint(job.credential),
+                request_bytes=len(sent.call.body) if sent else None,
+                inputs=submission.count_inputs(job.endpoint, sent.call.body) if sent else None,
+                upstream_code=code,
+                upstream_message=message,
             )
+        )
 
     async def _release(
         self,
@@ -531,11 +557,14 @@ def _end_span(span: Span, outcome: UpstreamResponse | CallError) -> None:
         span.end("" if 200 <= outcome.status < 300 else str(outcome.status), outcome.status)
 
 
-def _said(outcome: UpstreamResponse | CallError, call: Call, hidden: Collection[str]) -> str:
-    """What the upstream says of a failure, without the credentials that it was sent."""
-    if not isinstance(outcome, UpstreamResponse) or 200 <= outcome.status < 300:
-        return ""
-    query = call.target.partition("?")[2]
-    return credentials.masked(
-        envelope.message_of(outcome), credentials.secrets(call.headers, query).union(hidden)
+def _said(outcome: UpstreamResponse | ApiError, sent: _Sent | None) -> tuple[str, str]:
+    """The code and the message of an upstream's error, without the credentials that it was sent."""
+    if sent is None or not isinstance(outcome, UpstreamResponse) or 200 <= outcome.status < 300:
+        return "", ""
+    call = sent.call
+    hidden = credentials.secrets(call.headers, call.target.partition("?")[2]) | sent.hidden
+    code, message = envelope.error_in(outcome)
+    return (
+        credentials.masked(code, hidden, limit=_SHOWN),
+        credentials.masked(message, hidden, limit=_SHOWN),
     )
