@@ -65,6 +65,7 @@ class Proxy:
 
     config: Config
     observer: Observer
+    log: LogObserver
     tracer: Tracer
     metrics: Metrics
     body_reader: BodyReader
@@ -106,6 +107,7 @@ class Proxy:
         self.upstreams.replace(following)
         self.routes.replace(settings.patterns(config))
         self.dispatcher.reconfigure(_pools(config, self.upstreams), deadline_s=config.jobs.deadline)
+        self.log.base_urls = settings.base_urls(config)
         self.keys.replace(settings.auth_keys(config))
         self.service.lifetimes = settings.lifetimes(config)
         self.store.limits = settings.limits(config)
@@ -169,7 +171,8 @@ def _paths(config: Config, *, whole: bool) -> frozenset[str]:
 
 def _compose(config: Config, *, whole: bool) -> Proxy:
     metrics = Metrics()
-    observer = Observers([LogObserver(), metrics])
+    log = LogObserver(settings.base_urls(config))
+    observer = Observers([log, metrics])
     tracer = tracing.from_environment(os.environ)
     store = TimedStore(_store(config), observer)
     heavy_work = HeavyWork()
@@ -230,6 +233,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     return Proxy(
         config=config,
         observer=observer,
+        log=log,
         tracer=tracer,
         metrics=metrics,
         body_reader=body_reader,

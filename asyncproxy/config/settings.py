@@ -15,6 +15,7 @@ __all__ = [
     "Bodies",
     "as_far_as_it_can_change",
     "auth_keys",
+    "base_urls",
     "bodies",
     "endpoints",
     "lifetimes",
@@ -66,6 +67,11 @@ def lifetimes(config: Config) -> Lifetimes:
 def auth_keys(config: Config) -> list[str]:
     """The keys that clients may present."""
     return [key.get_secret_value() for key in config.auth.keys]
+
+
+def base_urls(config: Config) -> dict[str, str]:
+    """Where each upstream is, by its name."""
+    return {upstream.name: upstream.base_url for upstream in config.upstreams}
 
 
 def patterns(config: Config) -> list[tuple[str, list[str]]]:

@@ -102,31 +102,44 @@ class Paused(msgspec.Struct, frozen=True, gc=False):
 
 
 class JobFinished(msgspec.Struct, frozen=True, gc=False):
-    """A job has its outcome.
-
-    ``queued_s`` is the time from its submission to its last call, ``held_s`` how much of it the job
-    waited for an upstream that was away or limited its rate, ``call_s`` that of the last call,
-    ``result_bytes`` the size of the upstream's answer. ``detail`` is what the upstream said of a
-    failure, or the client library of a call that brought no answer; unlike the error that the client
-    sees, it may name an address. ``model`` and ``request_id`` are the client's text.
-    """
+    """A job has its outcome."""
 
     job_id: str
     endpoint: str
     upstream: str
     model: str
+    """The client's text, as is ``request_id``."""
     status: JobStatus
     status_code: int
     code: str
+    """That of an error of ours. Empty if the upstream's answer is the outcome."""
     attempts: int
+    """Calls that count against the limit of retries."""
     total_s: float
     call_s: float
+    """Of the last call."""
     result_bytes: int
+    """Of the upstream's answer."""
     detail: str = ""
+    """Of an error of ours; unlike what the client sees, it may name an address."""
     queued_s: float = 0.0
+    """From the submission to the last call."""
     held_s: float = 0.0
+    """How much of it the job waited for an upstream that was away or limited its rate."""
     request_id: str = ""
     trace_id: str = ""
+    calls: int = 0
+    """Calls that were made, those that a rate limit refused included."""
+    client: str = ""
+    """The fingerprint of the credential."""
+    request_bytes: int | None = None
+    """Of the request's body. None if the job ended without a call, as of ``inputs``."""
+    inputs: int | None = None
+    """Inputs of a request for embeddings. None if there are none, or it takes long to count them."""
+    upstream_code: str = ""
+    """The code in the upstream's error."""
+    upstream_message: str = ""
+    """What the upstream says of a failure. It may quote the input of the request."""
 
 
 class UpstreamAway(msgspec.Struct, frozen=True, gc=False):
@@ -156,7 +169,8 @@ class RequestPassed(msgspec.Struct, frozen=True, gc=False):
     ``outcome`` is ``ok``, ``client_gone``, ``upstream_broke`` (in the middle of the answer), or the
     code of the error that was answered instead. ``status`` is 0 where nothing was answered.
     ``sent_bytes`` are those of the answer's body, ``received_bytes`` those of the request's.
-    ``first_byte_s``: until the head of the answer left; None if none did.
+    ``first_byte_s``: until the head of the answer left; None if none did. ``client`` is the fingerprint
+    of the credential.
     """
 
     method: str
@@ -171,6 +185,7 @@ class RequestPassed(msgspec.Struct, frozen=True, gc=False):
     received_bytes: int = 0
     first_byte_s: float | None = None
     trace_id: str = ""
+    client: str = ""
 
 
 class WaitEnded(msgspec.Struct, frozen=True, gc=False):

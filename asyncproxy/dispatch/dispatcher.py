@@ -22,7 +22,7 @@ from asyncproxy.core.jobs import Call, Job, JobStatus, UpstreamResponse, head_of
 from asyncproxy.dispatch.attempts import Attempt, Attempts
 from asyncproxy.dispatch.gate import Gate
 from asyncproxy.dispatch.housekeeping import Housekeeping
-from asyncproxy.dispatch.recorder import PAUSE_AFTER_ERROR_S, Recorder, message_for_the_log
+from asyncproxy.dispatch.recorder import PAUSE_AFTER_ERROR_S, LastCall, Recorder
 from asyncproxy.dispatch.retry import Ending, asked_wait
 from asyncproxy.dispatch.verdict import Again, CallPolicy, NextModel, judge
 from asyncproxy.dispatch.workers import Worker, WorkerPool, WorkerPools
@@ -245,8 +245,12 @@ class Dispatcher:
         wait_s: float,
     ) -> None:
         """Judge how a call has ended, and do what the verdict says."""
-        job = msgspec.structs.replace(claim.job, calls=claim.job.calls + 1)
         outcome = attempt.outcome
+        # A job whose deadline had passed before was not sent.
+        last_call = None
+        if attempt.queued_s < self._deadline_s:
+            last_call = LastCall(claim.call, attempt.queued_s, attempt.call_s, pool.policy.hidden)
+        job = msgspec.structs.replace(claim.job, calls=claim.job.calls + (last_call is not None))
         verdict = judge(
             job,
             outcome,
@@ -274,13 +278,9 @@ class Dispatcher:
                 following, call = _with_next_model(job, claim.call)
                 await self._recorder.release(following, call=call)
             case _:
-                await self._recorder.finish(
-                    job,
-                    outcome,
-                    queued_s=attempt.queued_s,
-                    call_s=attempt.call_s,
-                    upstream_message=message_for_the_log(outcome, claim.call, pool.policy.hidden),
-                )
+                if last_call is not None and ending not in (Ending.AWAY, Ending.RATE_LIMITED):
+                    job = msgspec.structs.replace(job, attempts=job.attempts + 1)
+                await self._recorder.finish(job, outcome, last_call)
         if lane_pause_s:
             await self._recorder.pause(job, job.lane, lane_pause_s)
 

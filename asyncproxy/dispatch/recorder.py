@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
-from typing import Final, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Final, NamedTuple, TypeVar
 
 from asyncproxy.core.errors import (
     ApiError,
@@ -19,13 +19,13 @@ from asyncproxy.core.errors import (
     StoreUnavailable,
 )
 from asyncproxy.core.events import JobFinished, Observer
-from asyncproxy.core.jobs import Call, Job, Lane, UpstreamResponse
+from asyncproxy.core.jobs import Call, Job, Lane, Outcome, UpstreamResponse
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
 from asyncproxy.stores.base import Store
-from asyncproxy.wire import credentials, envelope
+from asyncproxy.wire import credentials, envelope, submission
 from asyncproxy.wire.trace_context import trace_id
 
-__all__ = ["Recorder", "message_for_the_log"]
+__all__ = ["LastCall", "Recorder"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,22 @@ _LONGEST_RETRY_S: Final = 5.0
 # Between two attempts to end a job that met an error of ours.
 _LONGEST_INTERRUPT_S: Final = 120.0
 
+# Characters that the log shows of what an upstream says.
+_SHOWN: Final = 512
+
 T = TypeVar("T")
+
+
+class LastCall(NamedTuple):
+    """The last call of a job, for the log. Times are in seconds.
+
+    ``hidden`` are the operator's own credentials, which the upstream got beside the call.
+    """
+
+    call: Call
+    queued_s: float
+    call_s: float
+    hidden: frozenset[str]
 
 
 class Recorder:
@@ -58,18 +73,11 @@ class Recorder:
         self._clock = clock
 
     async def finish(
-        self,
-        job: Job,
-        outcome: UpstreamResponse | ApiError,
-        *,
-        queued_s: float | None = None,
-        call_s: float = 0.0,
-        upstream_message: str = "",
+        self, job: Job, outcome: UpstreamResponse | ApiError, last_call: LastCall | None = None
     ) -> None:
         """Record the outcome of a claimed job.
 
-        ``queued_s`` is None for a job that ends without a call: it has waited all the time.
-        ``upstream_message`` is what the upstream said of a failure, for the log.
+        ``last_call`` is the call that brought the outcome. Without one the job has waited all the time.
         """
         now = round(self._clock(), 3)
         error = outcome if isinstance(outcome, ApiError) else None
@@ -83,27 +91,46 @@ class Recorder:
         if error is not None:
             finished = envelope.failed(job, error, now=now)
         if await self._until_stored(job, lambda: self._store.finish(job, finished)):
-            total_s = max(0.0, now - job.created_at)
-            self._observer.job_finished(
-                JobFinished(
-                    job_id=job.id,
-                    endpoint=job.endpoint,
-                    upstream=job.upstream,
-                    model=job.model,
-                    status=finished.status,
-                    status_code=finished.status_code,
-                    code=error.code if error else "",
-                    attempts=job.calls,
-                    total_s=total_s,
-                    call_s=call_s,
-                    result_bytes=outcome.size if isinstance(outcome, UpstreamResponse) else 0,
-                    detail=(error.detail or error.message) if error else upstream_message,
-                    queued_s=total_s if queued_s is None else queued_s,
-                    held_s=job.held_s,
-                    request_id=job.request_id or job.id,
-                    trace_id=trace_id(job.traceparent),
-                )
+            self._tell(job, finished, outcome, error, last_call, now)
+
+    def _tell(
+        self,
+        job: Job,
+        finished: Outcome,
+        outcome: UpstreamResponse | ApiError,
+        error: ApiError | None,
+        last_call: LastCall | None,
+        now: float,
+    ) -> None:
+        total_s = max(0.0, now - job.created_at)
+        code, message = _upstream_error(outcome, last_call)
+        body = last_call.call.body if last_call else None
+        self._observer.job_finished(
+            JobFinished(
+                job_id=job.id,
+                endpoint=job.endpoint,
+                upstream=job.upstream,
+                model=job.model,
+                status=finished.status,
+                status_code=finished.status_code,
+                code=error.code if error else "",
+                attempts=job.attempts,
+                calls=job.calls,
+                total_s=total_s,
+                call_s=last_call.call_s if last_call else 0.0,
+                result_bytes=outcome.size if isinstance(outcome, UpstreamResponse) else 0,
+                detail=(error.detail or error.message) if error else "",
+                queued_s=last_call.queued_s if last_call else total_s,
+                held_s=job.held_s,
+                request_id=job.request_id or job.id,
+                trace_id=trace_id(job.traceparent),
+                client=credentials.fingerprint(job.credential),
+                request_bytes=None if body is None else len(body),
+                inputs=None if body is None else submission.count_inputs(job.endpoint, body),
+                upstream_code=code,
+                upstream_message=message,
             )
+        )
 
     async def release(
         self, job: Job, *, delay_s: float = 0.0, whole_lane: bool = False, call: Call | None = None
@@ -166,11 +193,16 @@ class Recorder:
             delay_s = min(2 * delay_s, _LONGEST_RETRY_S)
 
 
-def message_for_the_log(outcome: object, call: Call, hidden: Collection[str]) -> str:
-    """What the upstream says of a failure, without the credentials that it was sent."""
-    if not isinstance(outcome, UpstreamResponse) or 200 <= outcome.status < 300:
-        return ""
-    query = call.target.partition("?")[2]
-    return credentials.masked(
-        envelope.message_of(outcome), credentials.secrets(call.headers, query).union(hidden)
+def _upstream_error(
+    outcome: UpstreamResponse | ApiError, last_call: LastCall | None
+) -> tuple[str, str]:
+    """The code and the message of an upstream's error, without the credentials that it was sent."""
+    if last_call is None or not isinstance(outcome, UpstreamResponse) or 200 <= outcome.status < 300:
+        return "", ""
+    call = last_call.call
+    hidden = credentials.secrets(call.headers, call.target.partition("?")[2]) | last_call.hidden
+    code, message = envelope.error_in(outcome)
+    return (
+        credentials.masked(code, hidden, limit=_SHOWN),
+        credentials.masked(message, hidden, limit=_SHOWN),
     )

@@ -12,7 +12,7 @@ import queue
 import re
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
@@ -40,7 +40,13 @@ _LAST_WAIT_S: Final = 2.0
 
 
 class LogObserver(Observer):
-    """Writes one line per job outcome and per request that went through."""
+    """Writes one line per job outcome and per request that went through.
+
+    ``base_urls`` are those of the upstreams, by their names. They may be set anew.
+    """
+
+    def __init__(self, base_urls: Mapping[str, str] | None = None) -> None:
+        self.base_urls = base_urls or {}
 
     def job_finished(self, event: JobFinished) -> None:
         # That a client asked for something wrong is not the operator's to look at.
@@ -48,24 +54,33 @@ class LogObserver(Observer):
         level = logging.INFO if theirs else logging.WARNING
         if not logger.isEnabledFor(level):
             return
+        # An upstream may quote what a client has sent.
+        quoted = event.upstream_message if logger.isEnabledFor(logging.DEBUG) else ""
         _log(
             level,
             "job " + event.status.value,
             job=event.job_id,
             request_id=event.request_id,
             trace_id=event.trace_id,
+            client=event.client,
             endpoint=event.endpoint,
             upstream=event.upstream,
             model=event.model,
             status=event.status_code,
             code=event.code,
+            upstream_code=event.upstream_code,
             attempts=event.attempts,
+            calls=event.calls,
             total_ms=round(event.total_s * 1000),
             queue_ms=round(event.queued_s * 1000),
             held_ms=round(event.held_s * 1000) or "",
             call_ms=round(event.call_s * 1000),
+            inputs=event.inputs,
+            request_bytes=event.request_bytes,
             bytes=event.result_bytes,
+            base_url="" if event.code else self._base_url(event.status_code, event.upstream),
             detail=event.detail,
+            upstream_message=quoted,
         )
 
     def request_passed(self, event: RequestPassed) -> None:
@@ -77,13 +92,16 @@ class LogObserver(Observer):
             "request",
             method=event.method,
             path=event.path,
+            client=event.client,
             upstream=event.upstream,
             status=event.status,
             outcome=event.outcome,
+            request_bytes=event.received_bytes,
             bytes=event.sent_bytes,
             total_ms=round(event.total_s * 1000, 1),
             request_id=event.request_id,
             trace_id=event.trace_id,
+            base_url=self._base_url(event.status, event.upstream) if event.outcome == "ok" else "",
             detail=event.detail,
         )
 
@@ -106,6 +124,10 @@ class LogObserver(Observer):
             waiting="" if event.waiting is None else event.waiting,
         )
 
+    def _base_url(self, status: int, upstream: str) -> str:
+        """Where an upstream is, if the path may be wrong."""
+        return self.base_urls.get(upstream, "") if status == 404 else ""
+
     def retried(self, event: Retried) -> None:
         _log(
             logging.DEBUG,
@@ -123,20 +145,33 @@ class LogObserver(Observer):
 def _log(level: int, message: str, **fields: object) -> None:
     if logger.isEnabledFor(level):
         # Cut here: what waits to be written is bounded by its count alone.
-        cut = {key: _cut(value) for key, value in fields.items() if value != ""}
-        logger.log(level, message, extra={"fields": cut})
+        cut = {key: _cut(value) for key, value in fields.items() if value not in ("", None)}
+        logger.log(level, _Line(message, cut), extra={"fields": cut})
+
+
+class _Line:
+    """An event and its fields. As text it has both, for the formatters of a host application."""
+
+    __slots__ = ("event", "fields")
+
+    def __init__(self, event: str, fields: Mapping[str, object]) -> None:
+        self.event = event
+        self.fields = fields
+
+    def __str__(self) -> str:
+        return self.event + "".join(f" {key}={_quoted(value)}" for key, value in self.fields.items())
 
 
 class _Formatter(logging.Formatter):
     def _parts(self, record: logging.LogRecord) -> dict[str, Any]:
         moment = datetime.fromtimestamp(record.created, UTC)
+        line = record.msg
         parts: dict[str, Any] = {
             "time": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
             "level": record.levelname.lower(),
-            "event": record.getMessage(),
+            "event": line.event if isinstance(line, _Line) else record.getMessage(),
         }
-        fields = getattr(record, "fields", {})
-        parts.update(fields)
+        parts.update(getattr(record, "fields", {}))
         if record.exc_info:
             parts["traceback"] = self.formatException(record.exc_info)
         return parts

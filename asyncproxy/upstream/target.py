@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from urllib.parse import quote, urlsplit
 
+from asyncproxy.wire.credentials import masked_path
+
 __all__ = ["Target", "loggable"]
 
 
@@ -36,5 +38,5 @@ _ASCII = "".join(map(chr, range(0x21, 0x7F)))
 
 
 def loggable(raw_path: str) -> str:
-    """A client's path without its query, where a key may stand."""
-    return raw_path.partition("?")[0]
+    """A client's path without its query and without keys in it."""
+    return masked_path(raw_path.partition("?")[0])

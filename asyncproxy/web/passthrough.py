@@ -114,6 +114,7 @@ class PassThrough:
         self, request: web.BaseRequest, exchange: _Exchange, path: str, body: list[bytes] | None
     ) -> web.StreamResponse:
         found = authenticate(request, self._keys)
+        exchange.client = self._keys.fingerprint(found)
         if request.version < HttpVersion10:
             raise InvalidRequest("HTTP/0.9 does not go through this proxy. Use HTTP/1.1.")
         if request.method in ("TRACE", "CONNECT"):
@@ -198,6 +199,7 @@ class _Exchange:
     def __init__(self, request: web.BaseRequest, path: str, request_id: str) -> None:
         self.path = path
         self.request_id = request_id
+        self.client = ""
         self.upstream = ""
         self.status = 0
         self.outcome = "ok"
@@ -333,6 +335,7 @@ class _Exchange:
             detail=self.detail,
             received_bytes=self.received_bytes,
             first_byte_s=self._first_byte_s,
+            client=self.client,
             trace_id=trace_id(self.span.traceparent or self._request.headers.get("traceparent")),
         )
 

@@ -6,6 +6,7 @@ is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
 
 from __future__ import annotations
 
+import re
 from binascii import b2a_base64
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -22,10 +23,10 @@ from asyncproxy.wire.headers import CONTENT_LIMIT, response_lines
 
 __all__ = [
     "error_body",
+    "error_in",
     "failed",
     "finished",
     "live",
-    "message_of",
     "pieces",
     "size",
     "timestamp",
@@ -238,12 +239,15 @@ class _OpenAIErrorBody(msgspec.Struct):
     error: _OpenAIError
 
 
+_CODE: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _OPENAI_ERROR: Final = msgspec.json.Decoder(_OpenAIErrorBody)
 
 
-def message_of(answer: UpstreamResponse) -> str:
-    """What an upstream says of a failure, in its own words."""
-    return _given_error(answer).message
+def error_in(answer: UpstreamResponse) -> tuple[str, str]:
+    """What an upstream says of a failure: its code, if that is a short word, and its message."""
+    given = _given_error(answer)
+    code = given.code if isinstance(given.code, str | int) else ""
+    return str(code) if _CODE.fullmatch(str(code)) else "", given.message
 
 
 def _given_error(answer: UpstreamResponse) -> _OpenAIError:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
+from multidict import CIMultiDict
 
 from asyncproxy.observe.logs import _JsonFormatter, _TextFormatter
 from asyncproxy.wire import credentials
@@ -26,6 +27,8 @@ STORES = ("memory", "sqlite", "redis")
 # one for which that is so is marked `one_store`.
 ONCE = {"test_load", "test_pass_through", "test_process", "test_workers"}
 
+FIND = credentials.find
+
 # Shorter ones would be found in any line.
 SHORTEST = 6
 
@@ -37,17 +40,22 @@ class Watch(logging.Handler):
         super().__init__(logging.DEBUG)
         self.written: list[str] = []
         self.secrets: set[str] = set()
+        self.credentials: set[str] = set()
         self._formatters = (_TextFormatter(), _JsonFormatter())
 
     def emit(self, record: logging.LogRecord) -> None:
         self.written += [formatter.format(record) for formatter in self._formatters]
 
     def saw(self, headers: Iterable[tuple[str, str]], target: str = "") -> None:
-        self.secrets |= credentials.secrets(headers, target.partition("?")[2])
+        headers = list(headers)
+        found = credentials.secrets(headers, target.partition("?")[2])
+        self.secrets |= {secret for secret in found if len(secret) >= SHORTEST}
+        named = FIND(CIMultiDict(headers))
+        self.credentials |= {named[1]} if named else set()
 
     def check(self) -> None:
         """Fail if a credential is in what was written."""
-        short = [secret for secret in self.secrets if len(secret) < SHORTEST]
+        short = [credential for credential in self.credentials if len(credential) < SHORTEST]
         assert not short, f"credentials of {SHORTEST} letters at least can be told from text: {short}"
         output = "\n".join(self.written)
         leaked = [secret for secret in self.secrets if secret in output]
@@ -61,7 +69,7 @@ def watch() -> Watch:
 
 @pytest.fixture(autouse=True)
 def _no_credential_is_logged(watch: Watch, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    find, communicate = credentials.find, asyncio.subprocess.Process.communicate
+    find, communicate = FIND, asyncio.subprocess.Process.communicate
     received = gateways.Received
 
     def seen_by_the_proxy(headers: Any) -> Any:

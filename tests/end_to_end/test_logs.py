@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import logging
+import re
 
 import pytest
 
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.conftest import Watch
-from tests.gateway import Gateway, answer
+from tests.gateway import Gateway, Received, answer
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -21,10 +24,18 @@ def _lines_of_info(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
 
+def lines(caplog: pytest.LogCaptureFixture, event: str) -> list[dict[str, object]]:
+    """The fields of each line of an event."""
+    found = [
+        r for r in caplog.records if hasattr(r, "fields") and r.getMessage().startswith(f"{event} ")
+    ]
+    return [dict(vars(record)["fields"]) for record in found]
+
+
 def fields(caplog: pytest.LogCaptureFixture, event: str) -> dict[str, object]:
     """The fields of the one line of an event."""
-    (found,) = [record for record in caplog.records if record.getMessage() == event]
-    return dict(vars(found)["fields"])
+    (found,) = lines(caplog, event)
+    return found
 
 
 async def test_the_search_finds_what_is_there(watch: Watch, proxy: Client) -> None:
@@ -89,23 +100,124 @@ async def test_bytes_are_those_of_the_upstream_s_answer(
 
 
 @pytest.mark.parametrize(
-    ("body", "detail"),
+    ("body", "message"),
     [
         ({"error": {"message": "This model is\nnot loaded."}}, "This model is\nnot loaded."),
         (b"<h1>no</h1>", "<h1>no</h1>"),
         (b"", "The upstream answered 400 with no body."),
     ],
 )
-async def test_a_failure_says_what_the_upstream_said(
+async def test_at_debug_a_failure_says_what_the_upstream_said(
     proxy: Client,
     gateway: Gateway,
     caplog: pytest.LogCaptureFixture,
     body: object,
-    detail: str,
+    message: str,
 ) -> None:
+    caplog.set_level(logging.DEBUG, "asyncproxy")
     gateway.behaviour = answer(body, status=400)
     await proxy.outcome(await proxy.submit())
-    assert fields(caplog, "job failed")["detail"] == detail
+    assert fields(caplog, "job failed")["upstream_message"] == message
+
+
+@pytest.mark.parametrize("status", [400, 500])
+async def test_the_input_that_an_upstream_quotes_is_in_no_line(
+    proxy: Client, gateway: Gateway, watch: Watch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    """FastAPI's gateways answer with the value that they refuse."""
+    caplog.set_level(logging.INFO, "asyncproxy")
+    text = "the text of a client"
+    detail = [{"type": "string_type", "loc": ["body", "input"], "msg": "no string", "input": text}]
+    said = {"detail": detail, "error": {"message": f"{text} is too long", "code": "too_long"}}
+    gateway.behaviour = answer(said, status=status)
+    await proxy.outcome(await proxy.submit({"model": "m", "input": text}))
+    line = fields(caplog, "job failed")
+    assert (line["status"], line["upstream_code"]) == (status, "too_long")
+    assert text not in "\n".join(watch.written)
+
+
+@pytest.mark.parametrize("code", ["a text of the client", ["x"], {"a": 1}, 1.5, "x" * 65, None, ""])
+async def test_a_code_that_is_no_word_is_not_in_the_line(
+    proxy: Client, gateway: Gateway, caplog: pytest.LogCaptureFixture, code: object
+) -> None:
+    gateway.behaviour = answer({"error": {"message": "no", "code": code}}, status=400)
+    await proxy.outcome(await proxy.submit())
+    assert "upstream_code" not in fields(caplog, "job failed")
+
+
+async def test_calls_are_counted_and_so_are_attempts(
+    start: Start, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A rate limit takes calls, and no attempt."""
+    proxy = await start()
+    statuses = iter([429, 429, 500, 200])
+
+    async def behave(request: Received, writer: asyncio.StreamWriter) -> None:
+        status = next(statuses)
+        body: object = {"data": []} if status == 200 else {"error": {"message": "no"}}
+        await answer(body, status=status)(request, writer)
+
+    gateway.behaviour = behave
+    await proxy.outcome(await proxy.submit())
+    line = fields(caplog, "job completed")
+    assert (line["calls"], line["attempts"]) == (4, 2) == (len(gateway.received), 2)
+
+
+async def test_a_line_says_who_and_how_large(
+    proxy: Client, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same credential has the same six digits, in whichever header and whatever it does."""
+    body = {"model": "m", "input": ["a", "b", "c"]}
+    for headers in (MINE, {"x-api-key": KEY}, {"Authorization": "Bearer sk-of-another"}, {}):
+        await proxy.outcome(await proxy.submit(body, headers=headers), headers=headers)
+        await proxy.post("/v1/embeddings", body, headers=headers)
+    jobs, requests = lines(caplog, "job completed"), lines(caplog, "request")
+    who = [line.get("client") for line in jobs]
+    assert who == [line.get("client") for line in requests]
+    assert who[0] == who[1] != who[2]
+    assert who[3] is None
+    assert all(re.fullmatch("[0-9a-f]{6}", str(name)) for name in who[:3])
+    size = len(json.dumps(body))
+    assert {(line["request_bytes"], line["inputs"]) for line in jobs} == {(size, 3)}
+    assert {line["request_bytes"] for line in requests} == {size}
+
+
+async def test_a_404_of_the_upstream_says_where_that_is(
+    proxy: Client, gateway: Gateway, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be the path of `base_url` that is wrong. Of other answers it says nothing."""
+    for status in (404, 400):
+        gateway.behaviour = answer({"detail": "Not Found"}, status=status)
+        await proxy.outcome(await proxy.submit())
+        await proxy.post("/v1/embeddings")
+    await proxy.post("/v1/async/embeddings", b"{")
+    for event in ("job failed", "request"):
+        first, second = lines(caplog, event)
+        assert (first["status"], first["base_url"]) == (404, f"{gateway.url}/v1")
+        assert "base_url" not in second
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize("escaped", [False, True])
+async def test_a_key_in_a_path_is_masked(
+    proxy: Client, gateway: Gateway, caplog: pytest.LogCaptureFixture, *, escaped: bool
+) -> None:
+    key = "%73k-of-somebody" if escaped else "sk-of-somebody"
+    await proxy.get(f"/v1/key/{key}/info")
+    assert gateway.received[0].target == f"/v1/key/{key}/info"
+    assert fields(caplog, "request")["path"] == "/v1/key/***/info"
+
+
+@pytest.mark.one_store
+async def test_a_host_application_s_formatter_has_the_fields_too(
+    proxy: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a plugin the lines go to ordinary handlers, that write `%(message)s`."""
+    await proxy.outcome(await proxy.submit({"model": "a\nb", "input": "x"}))
+    (record,) = [r for r in caplog.records if r.getMessage().startswith("job ")]
+    line = logging.Formatter("%(levelname)s %(message)s").format(record)
+    assert line.startswith("INFO job completed job=")
+    assert ' model="a\\nb" status=200 ' in line
 
 
 async def test_a_failure_of_ours_says_why(
@@ -123,6 +235,7 @@ async def test_an_upstream_that_quotes_credentials_does_not_bring_them_into_the_
     start: Start, gateway: Gateway, caplog: pytest.LogCaptureFixture, watch: Watch, key: str
 ) -> None:
     """Some quote the key that they refuse."""
+    caplog.set_level(logging.DEBUG, "asyncproxy")
     proxy = await start(upstream={"headers": {"X-Gateway-Key": "the-gateway-key"}})
     said = f"Bad keys: Bearer {key} and {key}, the-gateway-key, in-the-query; got Bearer other-key-1"
     gateway.behaviour = answer({"error": {"message": said}}, status=401)
@@ -130,6 +243,6 @@ async def test_an_upstream_that_quotes_credentials_does_not_bring_them_into_the_
     path = await proxy.post("/v1/async/embeddings?api-key=in-the-query", EMBED, headers=mine)
     done = await proxy.outcome(path.headers["Location"], headers=mine)
     assert done["error"]["error"]["message"] == said, "the client sees it as it was"
-    detail = str(fields(caplog, "job failed")["detail"])
-    assert detail == "Bad keys: *** and ***, ***, ***; got Bearer ***"
+    shown = fields(caplog, "job failed")["upstream_message"]
+    assert shown == "Bad keys: *** and ***, ***, ***; got Bearer ***"
     assert {key, "in-the-query"} <= watch.secrets

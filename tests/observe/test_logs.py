@@ -30,6 +30,10 @@ JOB = JobFinished(
     queued_s=1.125,
     request_id="r-7",
     trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+    calls=2,
+    client="0102ff",
+    request_bytes=70,
+    inputs=3,
 )
 REQUEST = RequestPassed(
     method="POST",
@@ -93,8 +97,9 @@ def test_a_job_in_text(written: Written) -> None:
     assert re.fullmatch(
         TIME
         + r" info    job completed job=an-id request_id=r-7 trace_id=4bf92f3577b34da6a3ce929d0e0e4736"
-        r" endpoint=embeddings upstream=gateway model=m status=200"
-        r" attempts=1 total_ms=1500 queue_ms=1125 call_ms=250 bytes=17\n",
+        r" client=0102ff endpoint=embeddings upstream=gateway model=m status=200"
+        r" attempts=1 calls=2 total_ms=1500 queue_ms=1125 call_ms=250"
+        r" inputs=3 request_bytes=70 bytes=17\n",
         line,
     )
 
@@ -106,7 +111,7 @@ def test_a_request_in_text(written: Written) -> None:
     assert re.fullmatch(
         TIME
         + r" info    request method=POST path=/v1/embeddings upstream=gateway status=200 outcome=ok"
-        r" bytes=17 total_ms=12\.3 request_id=r-1\n",
+        r" request_bytes=0 bytes=17 total_ms=12\.3 request_id=r-1\n",
         line,
     )
 
@@ -127,7 +132,11 @@ def test_events_in_json(written: Written) -> None:
         "upstream": "gateway",
         "model": "m",
         "status": 200,
+        "client": "0102ff",
         "attempts": 1,
+        "calls": 2,
+        "inputs": 3,
+        "request_bytes": 70,
         "total_ms": 1500,
         "queue_ms": 1125,
         "call_ms": 250,

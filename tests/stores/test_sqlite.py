@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sqlite3
 import stat
+import subprocess
+import tempfile
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, closing
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ import pytest
 from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
+from asyncproxy.stores.sqlite import file as sqlite_file
+from asyncproxy.stores.sqlite import store as sqlite_store
 from asyncproxy.stores.sqlite.migrations import SCHEMA
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
@@ -32,6 +37,8 @@ from tests.stores.test_contract import (
 )
 
 LIMITS = Limits(max_live=100_000, max_live_per_credential=100_000, max_bytes=1024**3)
+
+PAGE = 4096  # bytes
 
 OLD, NEW = b"o" * 32, b"n" * 32
 
@@ -328,6 +335,125 @@ async def test_a_full_disk_refuses_and_loses_nothing(path: Path, clock: Clock) -
         assert await store.get("a") == outcome
 
 
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A file system of 2 MiB. Only root can have one."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "none", folder]
+        found = shutil.which("mount")
+        if found is None or subprocess.run(mount, check=False, capture_output=True).returncode:
+            pytest.skip("no file system can be mounted here")
+        try:
+            yield Path(folder)
+        finally:
+            subprocess.run(["umount", folder], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave not a byte of room, with a file that can be deleted."""
+    with (disk / "other").open("ab", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(4096)):
+            pass
+    assert shutil.disk_usage(disk).free == 0
+
+
+@pytest.mark.parametrize("ended", ["stopped", "killed"])
+async def test_a_start_on_a_full_disk_answers_polls(small_disk: Path, clock: Clock, ended: str) -> None:
+    path = small_disk / "jobs.db"
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        await finish_next(store, clock)
+        outcome = await store.get("a")
+        await store.create(job("b", clock=clock), CALL)
+        if ended == "killed":  # the files as they are now, with the log beside them
+            copies = {file: file.read_bytes() for file in small_disk.iterdir()}
+    if ended == "killed":
+        for file, contents in copies.items():
+            file.write_bytes(contents)
+    fill(small_disk)
+    for _ in range(2):
+        async with opened(path, clock) as store:
+            assert await store.get("a") == outcome
+            assert isinstance(await store.get("b"), Job)
+            fill(small_disk)  # what the start has left of its reserve
+            with pytest.raises(StoreFull):
+                await store.create(job("c", clock=clock), call(b"x" * 100_000))
+            assert await store.get("a") == outcome
+    with pytest.raises(StartupError, match="encryption key"):
+        async with opened(path, clock, keys=[OLD]):
+            pass
+    async with opened(path, clock) as store:
+        (small_disk / "other").unlink()
+        await store.check()
+        await store.create(job("c", clock=clock), CALL)
+    async with opened(path, clock) as store:
+        assert isinstance(await store.get("c"), Job)
+
+
+async def test_a_new_database_on_a_full_disk_is_refused(small_disk: Path, clock: Clock) -> None:
+    path = small_disk / "jobs.db"
+    async with opened(path, clock):
+        pass  # makes the key
+    for file in small_disk.glob("jobs.db"):
+        file.unlink()
+    fill(small_disk)
+    assert "full" in await refused(path, clock)
+
+
+@pytest.mark.parametrize("suffix", ["", "-wal"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "replaced"])
+async def test_files_that_are_not_there_any_more_are_noticed(
+    path: Path, clock: Clock, caplog: pytest.LogCaptureFixture, how: str, suffix: str
+) -> None:
+    """What is written to a deleted file is gone at the end, so nothing is accepted any more."""
+    async with opened(path, clock) as store:
+        await store.create(job("a", clock=clock), CALL)
+        await store.check()
+        file = path.with_name(path.name + suffix)
+        contents = file.read_bytes()
+        if how == "moved":
+            file.rename(path.with_name("elsewhere"))
+        else:
+            file.unlink()
+        if how == "replaced":
+            file.write_bytes(contents)
+        for step in (
+            lambda: store.create(job("b", clock=clock), CALL),
+            store.check,
+            lambda: store.delete("a"),
+        ):
+            with pytest.raises(StoreUnavailable) as caught:
+                await step()
+            assert "was deleted, moved or replaced" in caught.value.detail
+        assert await store.get("b") is None
+        assert isinstance(await store.get("a"), Job)
+    (line,) = [r for r in caplog.records if "deleted, moved or replaced" in r.getMessage()]
+    assert line.levelname == "ERROR"
+
+
+async def test_what_the_library_is_told_is_what_it_does(
+    path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each setting that the store relies on, as SQLite has it, and not as it was asked for."""
+    monkeypatch.setattr(sqlite_file, "_LOG_BYTES", 1024**2)
+    async with opened(path, clock, full_durability=True) as store:
+        writing = store._writer._connection
+
+        def value(name: str) -> object:
+            return writing.execute(f"PRAGMA {name}").fetchone()[0]
+
+        assert value("journal_mode") == "wal"
+        assert value("auto_vacuum") == 2  # incremental
+        assert value("synchronous") == 2  # full
+        assert value("cache_size") == -16 * 1024
+        log = path.with_name(path.name + "-wal")
+        await store.create(job("a", clock=clock), call(bytes(8 * 1024**2)))
+        assert log.stat().st_size > 8 * 1024**2
+        for number in range(3):  # the first one after a checkpoint begins the log anew, and cuts it
+            await store.create(job(str(number), clock=clock), CALL)
+        assert log.stat().st_size <= 1024**2
+
+
 async def test_one_that_does_not_fit_does_not_hinder_the_others(path: Path, clock: Clock) -> None:
     async with opened(path, clock) as store:
         writing = store._writer._connection
@@ -374,6 +500,42 @@ async def test_expiry_gives_the_space_back(path: Path, clock: Clock) -> None:
     assert path.stat().st_size < sizes[-1]
     async with opened(path, clock) as store:
         assert await store.usage() == (0, 0, 0)
+
+
+async def test_a_minute_after_everything_has_expired_only_the_spare_pages_are_unused(
+    path: Path, clock: Clock
+) -> None:
+    """Counted in the file itself, while the store is open: what a library says it freed is not enough."""
+    async with opened(path, clock) as store:
+        for number in range(120):
+            await store.create(job(str(number), clock=clock, ttl_s=100), CALL)
+            await finish_next(store, clock, large(1_000_000))
+        assert path.stat().st_size > 25_000 * PAGE
+        clock.now += 1000
+        for _ in range(60):
+            await store.tick()
+        writing = store._writer._connection
+        (unused,) = writing.execute("PRAGMA freelist_count").fetchone()
+        assert 1000 < unused <= sqlite_store._SPARE_PAGES
+        assert path.stat().st_size < (unused + 50) * PAGE
+
+
+@pytest.mark.parametrize("pages", [3000, 12_000])
+def test_pages_are_given_back_step_by_step_and_counted(tmp_path: Path, pages: int) -> None:
+    with closing(sqlite3.connect(tmp_path / "x", isolation_level=None)) as connection:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute("CREATE TABLE t (b)")
+        connection.execute("INSERT INTO t VALUES (zeroblob(?))", (pages * PAGE,))
+        connection.execute("DELETE FROM t")
+
+        def unused() -> int:
+            return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+        before = unused()
+        assert before >= pages
+        surplus = sqlite_store._give_back(connection)
+        assert surplus == max(0, before - sqlite_store._SPARE_PAGES)
+        assert before - unused() == min(surplus, sqlite_store._FREED_PAGES)
 
 
 async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clock) -> None:

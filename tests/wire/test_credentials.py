@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from asyncproxy.wire.credentials import HEADERS, KeyRing, digest, find, masked, same, secrets
+from asyncproxy.wire.credentials import (
+    HEADERS,
+    KeyRing,
+    digest,
+    find,
+    fingerprint,
+    masked,
+    masked_path,
+    same,
+    secrets,
+)
 
 KEY = b"k" * 32
 
@@ -125,7 +137,21 @@ def test_a_ring_keeps_no_key_that_it_was_given() -> None:
     [
         ([("Authorization", "Bearer k1")], "", {"Bearer k1", "k1"}),
         ([("X-Api-Key", "k1"), ("x-bf-vk", " k2 ")], "", {"k1", "k2"}),
-        ([("Cookie", "session=1")], "", {"session=1"}),
+        ([("Cookie", "session=1; b=2")], "", {"session=1; b=2", "b=2", "1", "2"}),
+        (
+            [("Authorization", "Basic dXNlcjpwYXNzOjE=")],
+            "",
+            {"Basic dXNlcjpwYXNzOjE=", "dXNlcjpwYXNzOjE=", "user:pass:1", "pass:1"},
+        ),
+        ([("Authorization", "basic c2tfeDo=")], "", {"basic c2tfeDo=", "c2tfeDo=", "sk_x:", "sk_x"}),
+        ([("Authorization", "Basic \xff=")], "", {"Basic \xff=", "\xff=", ""} - {""}),
+        ([("X-Gateway-Token", "Token abc"), ("whatever", "x")], "", {"Token abc", "abc", "x"}),
+        ([("Helicone-Auth", "Bearer k")], "", {"Bearer k", "k"}),
+        (
+            [("X-Stainless-OS", "Linux"), ("Sec-Fetch-Mode", "cors"), ("X-Forwarded-For", "::1")],
+            "",
+            set(),
+        ),
         ([("Content-Type", "application/json"), ("X-Request-Id", "r")], "", set()),
         ([], "api-version=1&api-key=a%2Fb&x", {"a%2Fb", "a/b"}),
         ([], "access_token=t+1", {"t+1", "t 1"}),
@@ -153,11 +179,82 @@ def test_what_may_be_a_credential(
     ],
 )
 def test_credentials_are_masked(text: str, hidden: set[str], expected: str) -> None:
-    assert masked(text, hidden) == expected
+    assert masked(text, hidden, limit=512) == expected
+
+
+def test_what_is_cut_leaves_no_part_of_a_secret() -> None:
+    """Wherever it stands, and also behind another one, whose mask is shorter than it was."""
+    secret, longer = "s3cr3t-of-a-client", "x" * 1000
+    for before in range(40, 60):
+        for text in ("." * before + secret, longer + "." * before + secret + longer):
+            shown = masked(text, {secret, longer}, limit=50 if text[0] == "." else 1050)
+            assert "s3" not in shown
+            assert len(shown) <= 1050
+
+
+def test_with_very_many_secrets_nothing_is_shown() -> None:
+    assert masked("a text", {str(number) for number in range(1000)}, limit=512) == "***"
+
+
+class Counted(str):
+    """A text that counts the characters that are looked at to mask something in it."""
+
+    __slots__ = ()
+    seen = 0
+
+    def __getitem__(self, index: Any) -> Counted:
+        return Counted(super().__getitem__(index))
+
+    def replace(self, *arguments: Any) -> Counted:
+        Counted.seen += len(self)
+        return Counted(super().replace(*arguments))
+
+
+def test_what_masking_takes_does_not_grow_with_the_text() -> None:
+    """An upstream may write an error of 64 MiB."""
+    hidden = {"a-secret-of-a-client", "another-one"}
+    seen = []
+    for size in (10_000, 20_000, 10_000_000):
+        Counted.seen = 0
+        masked(Counted("x" * size), hidden, limit=512)
+        seen.append(Counted.seen)
+    assert seen[0] == seen[1] == seen[2] < 2000
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("/v1/embeddings", "/v1/embeddings"),
+        ("/v1/images/generations", "/v1/images/generations"),
+        ("/v1/key/sk-abcd1234/info", "/v1/key/***/info"),
+        ("/v1/key/%73k%2Dabcd1234/info", "/v1/key/***/info"),
+        ("/key/88dc28d0f030c55ed4ab77ed8faf098196cb1c05/info", "/key/***/info"),
+        ("/key/info", "/key/info"),
+        ("/api-keys/regenerate", "/api-keys/regenerate"),
+        ("/v1/files/file-abc123", "/v1/files/file-abc123"),
+        ("/v1/responses/resp_67ccd2bed1ec8190b14f964abc0542670bb6a6b452d3795b", None),
+        ("/v1/models/BAAI%2Fbge-m3", None),
+        ("/v1/models/task-1", None),
+        ("/u/eyJhbGciOiJIUzI1NiJ9.e30.x/v1/models", "/u/***/v1/models"),
+        ("/v1beta/AIzaSyD-abcdefgh:embed", "/v1beta/***"),
+        ("", ""),
+        ("*", "*"),
+        ("//", "//"),
+    ],
+)
+def test_keys_in_a_path_are_masked(path: str, expected: str | None) -> None:
+    assert masked_path(path) == (path if expected is None else expected)
+
+
+def test_a_fingerprint_is_six_digits_of_the_digest() -> None:
+    assert fingerprint(b"\x01\x02\xff" + bytes(13)) == "0102ff"
+    assert fingerprint(b"") == ""
+    assert KeyRing([], KEY).fingerprint(("x-api-key", "sk-1")) == digest("sk-1", KEY).hex()[:6]
+    assert KeyRing([], KEY).fingerprint(None) == ""
 
 
 @given(st.text(), st.sets(st.text(min_size=8), max_size=4))
 def test_no_long_credential_is_left(text: str, hidden: set[str]) -> None:
     """But where the mask itself would be one."""
-    quoted = masked(text + " ".join(hidden), hidden)
+    quoted = masked(text + " ".join(hidden), hidden, limit=1_000_000)
     assert not [secret for secret in hidden if secret in quoted and "*" not in secret]

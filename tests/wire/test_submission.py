@@ -21,7 +21,7 @@ from asyncproxy.core.errors import (
     UnsupportedMediaType,
 )
 from asyncproxy.wire import preferences, submission
-from asyncproxy.wire.submission import Submission
+from asyncproxy.wire.submission import Submission, count_inputs
 
 EMBEDDINGS = ENDPOINTS["embeddings"]
 CHAT = ENDPOINTS["chat/completions"]
@@ -658,3 +658,23 @@ def test_random_bytes_raise_nothing_but_errors_for_the_client(body: bytes) -> No
         else:
             assert asked.model
     submission.model_of(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b'{"model":"m","input":"a text"}', 1),
+        (b'{"model":"m","input":["a"]}', 1),
+        (b'{"model":"m","input": [ "a", "b", "c" ] }', 3),
+        (b'{"model":"m","input":[1,2,3]}', 1),
+        (b'{"model":"m","input":[[1,2],[3]]}', 2),
+        (b'{"model":"m","input":{"text":"a"}}', 1),
+        (b'{"model":"m","messages":[]}', None),
+        (b"--x\r\n", None),
+        (b"", None),
+        (b'{"model":"m","input":"' + b"x" * 70_000 + b'"}', None),
+    ],
+)
+def test_inputs_are_counted_where_that_is_cheap(body: bytes, expected: int | None) -> None:
+    assert count_inputs("embeddings", body) == expected
+    assert count_inputs("responses", body) is None

@@ -7,7 +7,7 @@ import os
 import secrets
 import sqlite3
 from base64 import b64decode, b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -16,7 +16,7 @@ from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnava
 from asyncproxy.stores.codec import Codec
 from asyncproxy.stores.sqlite.migrations import SCHEMA, migrate
 
-__all__ = ["check_place", "connect", "key_of", "locked", "prepared", "translate"]
+__all__ = ["check_place", "connect", "guard", "key_of", "locked", "prepared", "translate"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,13 @@ _CHECKED_BYTES: Final = 64 * 1024 * 1024
 # Pages in the log before they are moved into the file, and bytes that the log keeps after it.
 _CHECKPOINT_PAGES: Final = 1024
 _LOG_BYTES: Final = 64 * 1024 * 1024
+
+# Bytes that the lock file holds, for the moment when the disk is full: SQLite cannot open a database
+# without 32 KiB for the index of its log, and a little for the file system.
+_RESERVE_BYTES: Final = 64 * 1024
+
+# What SQLite says when the disk is full: of a write, and of that index.
+_FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 # Memory for pages, in KiB: more of them are read from the file again, which the system caches.
 _CACHE_KIB: Final = 16 * 1024
@@ -122,9 +129,50 @@ def locked(path: Path) -> Iterator[None]:
                 f"{path} belongs to another process that is running. One process can use it; for more "
                 "there is redis://"
             ) from None
+        _reserve(descriptor)
         yield
     finally:
         os.close(descriptor)
+
+
+def _reserve(descriptor: int) -> None:
+    """Keep the room that a start on a full disk needs, or give it up if the disk is full now."""
+    with suppress(OSError):
+        disk = os.fstatvfs(descriptor)
+        if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
+            os.ftruncate(descriptor, 0)
+        elif os.fstat(descriptor).st_size < _RESERVE_BYTES:
+            os.pwrite(descriptor, bytes(_RESERVE_BYTES), 0)  # zeros that were written take room
+
+
+def guard(path: Path) -> Callable[[], None]:
+    """What raises :class:`StoreUnavailable` once a database that is open, or its log, is another file.
+
+    Files that were deleted can still be written to: what is written is gone when we close them. Two
+    calls of the system, about 3 µs.
+    """
+    files = (path, path.with_name(path.name + "-wal"))
+    opened = [(found.st_dev, found.st_ino) for found in map(os.stat, files)]
+    said = False
+
+    def check() -> None:
+        nonlocal said
+        try:
+            if [(found.st_dev, found.st_ino) for found in map(os.stat, files)] == opened:
+                return
+        except OSError:
+            pass  # it is not there, or cannot be seen: the same to us
+        message = f"{path} was deleted, moved or replaced while this proxy has it open"
+        if not said:
+            logger.error(
+                "%s: no job is taken any more. Put the files back in place and restart", message
+            )
+            said = True
+        error = StoreUnavailable("The store is out of reach. Try again later.", retry_after_s=5)
+        error.detail = message
+        raise error
+
+    return check
 
 
 def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
@@ -134,6 +182,7 @@ def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
     connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
     connection.execute(f"PRAGMA wal_autocheckpoint={_CHECKPOINT_PAGES}")
     connection.execute(f"PRAGMA journal_size_limit={_LOG_BYTES}")
+    connection.execute("PRAGMA schema_version").fetchone()  # the first read opens the log too
     return connection
 
 
@@ -149,23 +198,41 @@ def prepared(path: Path, codec: Codec) -> None:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             schema = _check(connection, path)
-            if not schema:  # there is nothing in it
-                connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
-                connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-            connection.execute("PRAGMA journal_mode=WAL")
-            migrate(connection, schema)
-            _check_keys(connection, codec)
-            connection.execute("COMMIT")
-        if 0 < schema < SCHEMA:
-            logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
+            if schema:
+                _check_keys(connection, codec)
+            try:
+                _set_up(connection, path, codec, schema)
+            except sqlite3.Error as error:
+                if schema != SCHEMA or getattr(error, "sqlite_errorcode", None) not in _FULL:
+                    raise
+                logger.warning("the disk of %s is full: polls are answered, and no job is taken", path)
+            else:
+                if 0 < schema < SCHEMA:
+                    logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
     except OSError as error:
         raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
         raise StartupError(f"{path} cannot be used: {error}") from error
 
 
+def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec, schema: int) -> None:
+    if not schema:  # there is nothing in it
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+    (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
+    if mode != "wal":  # SQLite says so and goes on, where files cannot be mapped
+        raise StartupError(f"{path} is on a file system that SQLite cannot keep a log on")
+    migrate(connection, schema)
+    # Made anew each time, for the key that is now the first.
+    connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (codec.probe(),))
+    connection.execute("COMMIT")
+
+
 def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema of a file, which is ours or an earlier one."""
+    """The schema of a file, which is ours or an earlier one. 0: there is nothing in it.
+
+    Raises :class:`StartupError` for a database that cannot be used.
+    """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     version: int
     (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -185,11 +252,10 @@ def _check(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
+    """Raise :class:`StartupError` if what is in the database was sealed with keys that are not ours."""
     probe = connection.execute("SELECT value FROM meta WHERE name = 'probe'").fetchone()
     if probe is not None:
         codec.check(probe[0])
-    # Made anew each time, for the key that is now the first.
-    connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (codec.probe(),))
 
 
 def translate(error: sqlite3.Error) -> ApiError:

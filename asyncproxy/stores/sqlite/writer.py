@@ -52,10 +52,14 @@ class _Item(NamedTuple):
 
 
 class Writer:
-    """One thread and one connection. Steps run in the order in which they were handed in."""
+    """One thread and one connection. Steps run in the order in which they were handed in.
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    ``guard`` is called before each transaction. If it raises, nothing is written.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, guard: Callable[[], None]) -> None:
         self._connection = connection
+        self._guard = guard
         self._waiting: queue.SimpleQueue[list[_Item] | None]
         self._waiting = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop
@@ -137,6 +141,7 @@ class Writer:
         """The result of each step, or the exception that it met."""
         connection = self._connection
         try:
+            self._guard()
             connection.execute("BEGIN IMMEDIATE")
             results = [step(connection) for step in steps]
             connection.execute("COMMIT")
