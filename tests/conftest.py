@@ -19,7 +19,7 @@ import aiohttp
 import pytest
 from yarl import URL
 
-from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.app import Proxy, compose
 from asyncproxy.config.load import load_config
 from asyncproxy.web.server import listening
 from tests import gateway as gateways
@@ -158,12 +158,20 @@ async def start(gateway: Gateway, store_section: StoreSection) -> AsyncIterator[
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
             sections["store"] = {**store_section(), **sections.get("store", {})}
             config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})
-            app = build_app(config)
-            url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))
+            parts = compose(config)
+            await stack.enter_async_context(parts.running())
+            serving = listening(
+                parts.table,
+                "127.0.0.1",
+                0,
+                client_timeout_s=config.client_timeout,
+                max_connections=config.max_connections,
+            )
+            url = await stack.enter_async_context(serving)
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
             )
-            return Client(url, app[PROXY], session)
+            return Client(url, parts, session)
 
         yield start_proxy
 

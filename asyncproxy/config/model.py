@@ -254,6 +254,8 @@ class Config(_Section):
     auth: AuthConfig = AuthConfig()
     client_timeout: Duration = 60.0
     """For the head of a request, and between pieces of its body."""
+    max_connections: Count = 10_000
+    """Client connections of one process. A further one is answered 503 and closed."""
     jobs: JobsConfig = JobsConfig()
     store: StoreConfig = StoreConfig()
     shutdown_grace: DurationOrNone = 30.0

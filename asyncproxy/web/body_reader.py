@@ -10,6 +10,7 @@ from aiohttp.http import HttpVersion11
 
 from asyncproxy.core.errors import ApiError, InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
+from asyncproxy.web.wire_response import write_continue
 
 __all__ = ["BodyReader", "expect_nothing"]
 
@@ -109,5 +110,4 @@ async def _continue(request: web.BaseRequest) -> None:
         and request.version == HttpVersion11
         and not request.content.is_eof()
     ):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        await write_continue(request)

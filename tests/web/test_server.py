@@ -7,21 +7,22 @@ import json
 from typing import Any
 
 import pytest
-from aiohttp import web
 
-from asyncproxy.app import PROXY, build_app
+from asyncproxy.app import compose
 from asyncproxy.config.load import load_config
 from asyncproxy.core.errors import StartupError
 from asyncproxy.loop.write_coalescing import WriteCoalescer
-from asyncproxy.web.server import connections, listening
+from asyncproxy.web.connection import EdgeServer
+from asyncproxy.web.server import listening
 from tests.conftest import EMBED, Client
 from tests.gateway import Gateway, answer
 
 
 async def test_a_client_that_does_not_read_is_cut_off(gateway: Gateway) -> None:
     gateway.behaviour = answer(b'"' + b"x" * 30_000_000 + b'"')
-    app = build_app(load_config({"upstreams": [{"base_url": f"{gateway.url}/v1"}]}))
-    async with listening(app, "127.0.0.1", 0, send_timeout_s=0.3) as url:
+    proxy = compose(load_config({"upstreams": [{"base_url": f"{gateway.url}/v1"}]}))
+    serving = listening(proxy.table, "127.0.0.1", 0, client_timeout_s=0.3)
+    async with proxy.running(), serving as url:
         port = int(url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
         body = str(EMBED).replace("'", '"')
@@ -32,7 +33,7 @@ async def test_a_client_that_does_not_read_is_cut_off(gateway: Gateway) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         path = head.partition(b"Location: ")[2].partition(b"\r\n")[0].decode()
         async with asyncio.timeout(10):
-            while (await app[PROXY].store.usage()).live:
+            while (await proxy.store.usage()).live:
                 await asyncio.sleep(0.01)
         tasks = asyncio.all_tasks()
         writer.write(f"GET {path}/content HTTP/1.1\r\nHost: x\r\n\r\n".encode())
@@ -92,26 +93,24 @@ async def test_who_says_no_more_still_gets_the_answer(
 ) -> None:
     """If the end of what a client sends is read before an answer that is there has left."""
     monkeypatch.setattr(WriteCoalescer, "hold", lambda *_: None)  # until something else makes it leave
-    app = build_app(load_config({"upstreams": [{"base_url": gateway.url}], "shutdown_grace": "0s"}))
-    runner = web.AppRunner(app, handle_signals=False, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        connection, wire = connections(runner, send_timeout_s=1.0)(), _Wire()
+    proxy = compose(load_config({"upstreams": [{"base_url": gateway.url}], "shutdown_grace": "0s"}))
+    async with proxy.running():
+        server = EdgeServer(proxy.table.dispatch, client_timeout_s=1.0, max_connections=1)
+        connection, wire = server(), _Wire()
         connection.connection_made(wire)
         connection.data_received(b"GET /v1/async/embeddings/x HTTP/1.1\r\nHost: x\r\n\r\n")
         await asyncio.sleep(0.05)
         assert wire.written == b""
         connection.eof_received()
         assert wire.written.startswith(b"HTTP/1.1 404 ")
-    finally:
-        await runner.cleanup()
+        await server.shutdown(0.1)
 
 
 async def test_an_address_that_is_taken_is_a_clear_error(gateway: Gateway) -> None:
-    app = build_app(load_config({"upstreams": [{"base_url": gateway.url}]}))
+    table = compose(load_config({"upstreams": [{"base_url": gateway.url}]})).table
     port = int(gateway.url.rpartition(":")[2])
     with pytest.raises(
         StartupError, match=rf"cannot listen on 127.0.0.1:{port}: Address already in use"
     ):
-        async with listening(app, "127.0.0.1", port):
+        async with listening(table, "127.0.0.1", port):
             raise AssertionError
