@@ -64,9 +64,7 @@ class BodyReader:
                 if size > self.max_bytes:
                     raise self._too_large()
                 if self._total > self.max_total_bytes:
-                    error = Overloaded("Too much is being sent at once. Try again later.")
-                    error.close = True
-                    raise error
+                    raise _too_much_at_once()
                 pieces.append(piece)
             if size >= HEAVY_BYTES:
                 await self._heavy_work.next()
@@ -94,6 +92,14 @@ class BodyReader:
 
     def _too_large(self) -> ApiError:
         return RequestTooLarge(f"The body is larger than {self.max_bytes} bytes. Send less at once.")
+
+
+def _too_much_at_once() -> ApiError:
+    # Not made where it is raised: an error in a variable of the frame that it goes through keeps that
+    # frame, and so the pieces in it, until the garbage collector comes by.
+    error = Overloaded("Too much is being sent at once. Try again later.")
+    error.close = True
+    return error
 
 
 async def expect_nothing(request: web.Request) -> None:
