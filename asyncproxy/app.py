@@ -37,6 +37,7 @@ from asyncproxy.web.admin import Admin, no_pages
 from asyncproxy.web.async_api import AsyncApi
 from asyncproxy.web.body_reader import BodyReader
 from asyncproxy.web.connection import connection_options
+from asyncproxy.web.cors import answering_preflights, letting_in
 from asyncproxy.web.errors import answering_errors
 from asyncproxy.web.header_async import HeaderAsync
 from asyncproxy.web.health import Health
@@ -204,12 +205,16 @@ def compose(config: Config, *, whole: bool = True) -> Proxy:
         passing=lambda: pass_through.under_way,
     )
     endpoints = settings.endpoints(config)
-    routes_of_jobs = [*AsyncApi(service, requests).routes(endpoints)]
+    origins = config.cors.allow_origins
+    routes_of_jobs = [*answering_preflights(AsyncApi(service, requests).routes(endpoints))]
     others: list[Route] = []
     if whole:
         routes_of_jobs += HeaderAsync(service, requests, pass_through.handle).routes(endpoints)
-        routes_of_jobs += relay.routes(endpoints)
+        relayed = relay.routes(endpoints)
+        routes_of_jobs += answering_preflights(relayed) if origins else relayed
         others.append(Route("*", "/{rest}", answering_errors(pass_through.handle)))
+    if origins:
+        routes_of_jobs = [*letting_in(origins, routes_of_jobs)]
     admin = Admin(health, metrics, {route.path for route in routes_of_jobs})
     pages = admin.routes() if config.admin_address is None else [no_pages()]
     return Proxy(

@@ -13,7 +13,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import pytest
@@ -37,6 +37,12 @@ class UpstreamResponse:
     status: int
     headers: Any
     body: bytes
+    path: str = ""
+
+    @property
+    def location(self) -> str:
+        """The path that ``Location`` leads to from the path that was asked."""
+        return urljoin(self.path, str(self.headers["Location"]))
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -65,7 +71,7 @@ class Client:
     async def request(self, method: str, path: str, **kwargs: Any) -> UpstreamResponse:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
-            return UpstreamResponse(response.status, response.headers, await response.read())
+            return UpstreamResponse(response.status, response.headers, await response.read(), path)
 
     async def get(self, path: str, **kwargs: Any) -> UpstreamResponse:
         return await self.request("GET", path, **kwargs)

@@ -49,7 +49,8 @@ class AsyncApi:
 
     async def _submit(self, endpoint: Endpoint, request: web.BaseRequest) -> WireResponse:
         job, replayed = await self._requests.submit(endpoint, request)
-        lines = job_responses.header("Location", f"{endpoint.async_path}/{job.id}")
+        path = endpoint.async_path
+        lines = job_responses.location(request, path, f"{path}/{job.id}")
         if replayed:
             lines += job_responses.REPLAYED
         return self._envelope(job, lines)
@@ -67,7 +68,7 @@ class AsyncApi:
     async def _delete(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> WireResponse:
         job = await self._requests.find(endpoint, request, job_id)
         await self._service.delete(job)
-        return WireResponse(204, b"", b"")
+        return WireResponse(204, job_responses.NO_STORE, b"")
 
     async def _awaited(
         self, endpoint: Endpoint, request: web.BaseRequest, job_id: str

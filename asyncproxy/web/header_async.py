@@ -40,7 +40,7 @@ class HeaderAsync:
     async def _handle(self, endpoint: Endpoint, request: web.BaseRequest) -> Response:
         given = request.headers
         if (job_id := given.get("x-bf-async-id", "")) != "":
-            return self._result(await self._requests.find(endpoint, request, job_id))
+            return self._result(await self._requests.find(endpoint, request, job_id.lower()))
         if given.get("x-bf-async", "").strip().lower() not in ("", "false", "0"):
             return await self._bifrost(endpoint, request)
         prefer = prefer_of(request)
@@ -64,7 +64,8 @@ class HeaderAsync:
             job = await self._service.wait(job, wait_s)
             if isinstance(job, Outcome):
                 return job_responses.own_response(job)
-        lines = job_responses.header("Location", f"{endpoint.async_path}/{job.id}")
+        path = f"{endpoint.async_path}/{job.id}"
+        lines = job_responses.location(request, endpoint.sync_path, path)
         lines += job_responses.header("Preference-Applied", applied)
         if replayed:
             lines += job_responses.REPLAYED

@@ -7,6 +7,7 @@ path that is held again. HTTP clients follow it by themselves.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
@@ -29,9 +30,8 @@ __all__ = ["Relay"]
 
 _PREFIX = "/v1/relay"
 
-# A result that was delivered under a path of its own is kept so long: its client may ask there again.
-# One that was delivered at once has no path that anybody knows.
-_KEEP_DELIVERED_S = 10.0
+# A client follows a redirect at once, over whatever network it has, and may ask there again.
+_FOLLOWED_WITHIN_S: Final = 60.0
 
 _UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 
@@ -54,6 +54,7 @@ class Relay:
         observer: Observer,
         hold_s: float,
         max_hops: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._service = service
         self._requests = requests
@@ -61,6 +62,8 @@ class Relay:
         self._observer = observer
         self.hold_s = hold_s
         self.max_hops = max_hops
+        self._clock = clock
+        self._shortest_hold_s = hold_s  # of those that ended in a redirect: a reload changes it
 
     def routes(self, endpoints: Iterable[Endpoint]) -> Iterator[Route]:
         """The relayed paths of ``endpoints``. All others pass as if ``/relay`` were not there."""
@@ -70,9 +73,11 @@ class Relay:
             go_on = answering_errors(partial(self._go_on, endpoint), endpoint=endpoint.name)
             for method in ("GET", "POST"):  # POST is for `curl -L -X POST`
                 yield Route(method, f"{endpoint.relay_path}/{{id}}", go_on)
+            for path in (endpoint.relay_path, f"{endpoint.relay_path}/{{id}}"):
+                yield Route("*", path, answering_errors(self._elsewhere))
         yield Route("*", f"{_PREFIX}/{{rest}}", answering_errors(self._elsewhere))
 
-    async def _elsewhere(self, request: web.BaseRequest) -> Response:
+    async def _elsewhere(self, request: web.BaseRequest, _job_id: str = "") -> Response:
         return await self._pass_on(request, _without_prefix(request), None)
 
     async def _begin(self, endpoint: Endpoint, request: web.BaseRequest) -> Response:
@@ -91,7 +96,8 @@ class Relay:
             self._service.refused(endpoint, error)
             raise
         del read  # nothing of the request is kept here while the job is held
-        return await self._hold(endpoint, job, hop=0)
+        folder = endpoint.name.rpartition("/")[2] + "/"
+        return await self._hold(endpoint, job, hop=0, folder=folder)
 
     async def _go_on(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Response:
         if not _UUID.fullmatch(job_id):  # the gateway's own: /v1/responses/resp_1
@@ -99,21 +105,38 @@ class Relay:
         job = await self._requests.find(endpoint, request, job_id)
         hop = request.query.get("hop", "")
         hops = int(hop) if hop.isascii() and hop.isdecimal() and len(hop) < 6 else 0
-        return await self._hold(endpoint, job, hop=hops)
+        return await self._hold(endpoint, job, hop=hops, folder="")
 
-    async def _hold(self, endpoint: Endpoint, job: Job | Outcome, *, hop: int) -> WireResponse:
+    async def _hold(
+        self, endpoint: Endpoint, job: Job | Outcome, *, hop: int, folder: str
+    ) -> WireResponse:
+        """Hold a request. ``folder`` is what a job's path has beyond that of the request's folder."""
+        submitted_at = job.created_at if isinstance(job, Job) else None
         job = await self._service.wait(job, self.hold_s)
         if isinstance(job, Outcome):
-            return self._delivering(job, keep_s=_KEEP_DELIVERED_S if hop else 0)
+            return self._delivering(job, keep_s=self._keep_s(submitted_at, first=folder != ""))
         if hop >= self.max_hops:
             raise StillRunning(
                 "The call is still running. The same request again goes on waiting for it."
             )
         self._observer.relay_hop(RelayHop(endpoint.name))
-        location = f"{endpoint.relay_path}/{job.id}?hop={hop + 1}"
-        return WireResponse(
-            303, job_responses.header("Location", location) + b"Cache-Control: no-store\r\n", b""
-        )
+        self._shortest_hold_s = min(self._shortest_hold_s, self.hold_s)
+        # Relative, so that it holds behind an ingress that strips a prefix, and in a sub-application.
+        location = job_responses.header("Location", f"{folder}{job.id}?hop={hop + 1}")
+        return WireResponse(303, location + job_responses.NO_STORE, b"")
+
+    def _keep_s(self, submitted_at: float | None, *, first: bool) -> float:
+        """How long a result that is being delivered stays for those who were redirected to its path.
+
+        Requests that are equal share a job, on any node. None was redirected before the first hold of
+        the job was over: half of that leaves room for clocks that differ. ``submitted_at`` is None for
+        a job that had ended when this request came.
+        """
+        if first and submitted_at is not None:
+            hold_s = min(self._shortest_hold_s, self.hold_s)
+            if self._clock() - submitted_at < hold_s / 2:
+                return 0.0
+        return max(_FOLLOWED_WITHIN_S, self.hold_s)
 
     def _delivering(self, outcome: Outcome, *, keep_s: float) -> WireResponse:
         """The answer. That it was taken is noted: if it was not, a retry is to find this result."""

@@ -132,7 +132,7 @@ def test_every_route_is_described_and_every_path_exists() -> None:
 def test_what_is_not_described_is_refused_or_passed_on() -> None:
     anything = {route.path for route in compose(config()).table.routes if route.method == "*"}
     beside = anything - {
-        path for path in DESCRIPTION["paths"] if path.startswith(("/v1/async/", "/-/"))
+        path for path in DESCRIPTION["paths"] if path.startswith(("/v1/async/", "/v1/relay/", "/-/"))
     }
     assert beside == {"/v1/async", "/v1/async/{rest}", "/-/{rest}", "/v1/relay/{rest}", "/{rest}"}
 

@@ -241,6 +241,18 @@ async def test_a_large_body_goes_out_in_pieces(
     assert len(written) == 2 * (0 if size <= 256 * 1024 else -(-size // (256 * 1024)))
 
 
+@pytest.mark.parametrize("signals", [None, [untouched]], ids=["", "in an application"])
+async def test_a_large_body_goes_out_in_pieces_to_an_old_client_too(
+    signals: Any, serve: Serve, written: list[int]
+) -> None:
+    content = bytes(range(256)) * 4096
+    server = await serve(lambda: WireResponse(200, LINES, content), signals=signals)
+    status, fields, body = split(await server.talk(ask(version="1.0", close=False)))
+    assert (status, body) == (b"HTTP/1.0 200 OK", content)
+    assert b"Content-Length: %d" % len(content) in fields
+    assert max(written) <= 256 * 1024
+
+
 @pytest.mark.parametrize("count", [1, 3, 20])
 async def test_pieces_are_cut_to_the_same_size(count: int, serve: Serve, written: list[int]) -> None:
     """A transport may copy what it is given, for each client that does not read."""
