@@ -13,13 +13,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import pytest
 from yarl import URL
 
-from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.app import Proxy, compose
 from asyncproxy.config.load import load_config
 from asyncproxy.web.server import listening
 from tests import gateway as gateways
@@ -37,6 +37,12 @@ class Response:
     status: int
     headers: Any
     body: bytes
+    path: str = ""
+
+    @property
+    def location(self) -> str:
+        """The path that ``Location`` leads to from the path that was asked."""
+        return urljoin(self.path, str(self.headers["Location"]))
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -65,7 +71,7 @@ class Client:
     async def request(self, method: str, path: str, **kwargs: Any) -> Response:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
-            return Response(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read(), path)
 
     async def get(self, path: str, **kwargs: Any) -> Response:
         return await self.request("GET", path, **kwargs)
@@ -158,12 +164,20 @@ async def start(gateway: Gateway, store_section: StoreSection) -> AsyncIterator[
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
             sections["store"] = {**store_section(), **sections.get("store", {})}
             config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})
-            app = build_app(config)
-            url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))
+            parts = compose(config)
+            await stack.enter_async_context(parts.running())
+            serving = listening(
+                parts.table,
+                "127.0.0.1",
+                0,
+                client_timeout_s=config.client_timeout,
+                max_connections=config.max_connections,
+            )
+            url = await stack.enter_async_context(serving)
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
             )
-            return Client(url, app[PROXY], session)
+            return Client(url, parts, session)
 
         yield start_proxy
 

@@ -37,6 +37,9 @@ __all__ = ["Config", "StoreConfig", "UpstreamConfig"]
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
+# The serialisation of an origin (the HTML standard, section 7.1.1): lower case, and no path.
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
@@ -131,6 +134,19 @@ class UpstreamConfig(_Section):
 class AuthConfig(_Section):
     keys: list[Annotated[SecretStr, Field(min_length=1)]] = []
     """When set, every request must carry one of them."""
+
+
+class CorsConfig(_Section):
+    allow_origins: list[str] = []
+    """Origins whose pages may use our own paths from a browser; ["*"] is any."""
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError('origins as browsers write them, like https://app.example, or "*"')
+        return value
 
 
 class JobsConfig(_Section):
@@ -257,6 +273,9 @@ class Config(_Section):
     auth: AuthConfig = AuthConfig()
     client_timeout: Duration = 60.0
     """For the head of a request, and between pieces of its body."""
+    max_connections: Count = 10_000
+    """Client connections of one process. A further one is answered 503 and closed."""
+    cors: CorsConfig = CorsConfig()
     jobs: JobsConfig = JobsConfig()
     store: StoreConfig = StoreConfig()
     shutdown_grace: DurationOrNone = 30.0

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # What is listening, and what is in the store, stays as it is while the process runs.
-_FIXED: Final = ("listen", "admin_listen", "client_timeout")
+_FIXED: Final = ("listen", "admin_listen", "client_timeout", "max_connections", "cors")
 _FIXED_JOBS: Final = ("endpoints",)
 _FIXED_STORE: Final = tuple(name for name in StoreConfig.model_fields if name != "max_bytes")
 

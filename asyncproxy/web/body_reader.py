@@ -10,6 +10,7 @@ from aiohttp.http import HttpVersion11
 
 from asyncproxy.core.errors import ApiError, InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
+from asyncproxy.web.wire_response import write_continue
 
 __all__ = ["BodyReader", "expect_nothing"]
 
@@ -63,9 +64,7 @@ class BodyReader:
                 if size > self.max_bytes:
                     raise self._too_large()
                 if self._total > self.max_total_bytes:
-                    error = Overloaded("Too much is being sent at once. Try again later.")
-                    error.close = True
-                    raise error
+                    raise _too_much_at_once()
                 pieces.append(piece)
             if size >= HEAVY_BYTES:
                 await self._heavy_work.next()
@@ -95,6 +94,14 @@ class BodyReader:
         return RequestTooLarge(f"The body is larger than {self.max_bytes} bytes. Send less at once.")
 
 
+def _too_much_at_once() -> ApiError:
+    # Not made where it is raised: an error in a variable of the frame that it goes through keeps that
+    # frame, and so the pieces in it, until the garbage collector comes by.
+    error = Overloaded("Too much is being sent at once. Try again later.")
+    error.close = True
+    return error
+
+
 async def expect_nothing(request: web.Request) -> None:
     """An aiohttp ``expect_handler`` that leaves ``100 Continue`` to the one who reads the body.
 
@@ -109,5 +116,4 @@ async def _continue(request: web.BaseRequest) -> None:
         and request.version == HttpVersion11
         and not request.content.is_eof()
     ):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        await write_continue(request)

@@ -16,7 +16,6 @@ from typing import Final
 
 import aiohttp
 from aiohttp import web
-from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import HttpVersion10, HttpVersion11
 
 from asyncproxy.core.errors import ApiError, InvalidRequest, MethodNotAllowed, UpgradeNotSupported
@@ -28,6 +27,7 @@ from asyncproxy.upstream.model_routes import ModelRoutes
 from asyncproxy.upstream.target import loggable
 from asyncproxy.web.auth import authenticate, upstream_headers
 from asyncproxy.web.body_reader import BodyReader
+from asyncproxy.web.wire_response import AlreadyWritten
 from asyncproxy.wire import headers, submission
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.trace_context import carried, trace_id
@@ -273,7 +273,7 @@ class _Exchange:
                 await writer.write(pending)
             await writer.drain()
             if at_end:
-                return _Relayed(keep_alive=keep_alive)
+                return AlreadyWritten(keep_alive=keep_alive)
             soon = None
             self._moved()
             pending = b""
@@ -315,7 +315,7 @@ class _Exchange:
                 connection = transport.get_extra_info("socket")
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 transport.abort()
-        return _Relayed(keep_alive=False)
+        return AlreadyWritten(keep_alive=False)
 
     def end_span(self) -> None:
         """End the span that was started for it, if one was."""
@@ -338,17 +338,3 @@ class _Exchange:
             client=self.client,
             trace_id=trace_id(self.span.traceparent or self._request.headers.get("traceparent")),
         )
-
-
-class _Relayed(web.StreamResponse):
-    """Tells aiohttp that the answer is written already."""
-
-    def __init__(self, *, keep_alive: bool) -> None:
-        super().__init__()
-        self._keep_alive = keep_alive
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        return None
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
