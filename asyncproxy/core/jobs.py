@@ -218,23 +218,30 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     content: bytes | None = None
     """The bytes of ``/content`` that the envelope does not hold: an upstream's error, or no JSON."""
     encoded: bool = False
-    """Whether the Base64 of ``content`` is the middle of the envelope."""
-    pieces: tuple[bytes, ...] = ()
-    """The middle of the envelope of a large result, and the bytes of ``/content``, as they came."""
+    """Whether the middle of the envelope is the Base64 of these bytes."""
+    parts: tuple[bytes, ...] = msgspec.field(default=(), name="pieces")
+    """The bytes of ``/content`` of a large result, until a store has them."""
+    part_sizes: tuple[int, ...] = ()
+    """The sizes of the parts that the store keeps apart: see :meth:`Outcomes.read`."""
 
     def __repr__(self) -> str:
         return f"Outcome({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
 
     @property
-    def pieces_size(self) -> int:
-        """Bytes of its pieces."""
-        return sum(map(len, self.pieces))
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of its parts. None: the outcome holds the bytes of ``/content`` itself."""
+        return self.part_sizes or tuple(map(len, self.parts))
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether its parts belong into the envelope. Those of an upstream's error do not."""
+        return self.status is JobStatus.COMPLETED
 
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
-        return contents + self.pieces_size + _PER_RECORD
+        return contents + sum(self.sizes) + _PER_RECORD
 
 
 def _text_size(text: str) -> int:

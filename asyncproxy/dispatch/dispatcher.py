@@ -166,12 +166,12 @@ class Dispatcher:
         # Without a pool another process sends the job, or housekeeping moves it to another upstream.
         mean_s = 0.0 if pool is None else pool.mean_call_s
         wait = mean_s
-        place = self._store.place(job) if job.status is JobStatus.PENDING else None
-        if place is not None:
+        position = self._store.position(job) if job.status is JobStatus.PENDING else None
+        if position is not None:
             if pool is not None:
-                wait *= 1 + place.ahead / pool.gate.outage.limit
-            if place.not_before:
-                wait = max(wait, place.not_before - self._monotonic() + mean_s)
+                wait *= 1 + position.ahead / pool.gate.outage.limit
+            if position.not_before:
+                wait = max(wait, position.not_before - self._monotonic() + mean_s)
         if pool is not None and pool.gate.is_away:
             # Nobody knows when the upstream is back. As long again as it has been away is a guess that
             # fits a restart and a long outage alike.

@@ -31,8 +31,9 @@ class TimedStore:
         self._inner = inner
         self._tell = observer.store_operation
         # Nothing to tell: these never wait for the store.
-        self.place = inner.place
+        self.position = inner.position
         self.allow = inner.allow
+        self.read = inner.read
 
     @property
     def credential_keys(self) -> tuple[bytes, ...]:

@@ -151,7 +151,7 @@ class FairQueue:
         """When something becomes ready by itself; in the past, if it already has. None: nothing."""
         return self._timers[0][0] if self._timers else None
 
-    def place(self, job_id: str) -> QueuePosition | None:
+    def position(self, job_id: str) -> QueuePosition | None:
         """Where a job stands, or None if it is not here. An estimate, made in constant time.
 
         Its credential has one turn in a round of all that have something ready.

@@ -207,10 +207,10 @@ class LiveJobs:
             entry for entry in self._entries.values() if entry.job.upstream not in upstreams
         )
 
-    def place(self, job: Job) -> QueuePosition | None:
+    def position(self, job: Job) -> QueuePosition | None:
         """Where a job stands in its queue."""
         waiting = self._waiting.get(job.upstream)
-        return None if waiting is None else waiting.queue.place(job.id)
+        return None if waiting is None else waiting.queue.position(job.id)
 
     def wake_all(self) -> None:
         """Let claims try again: there may be room, or something due."""

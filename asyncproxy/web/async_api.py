@@ -61,9 +61,9 @@ class AsyncApi:
 
     async def _content(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> WireResponse:
         job, lines = await self._awaited(endpoint, request, job_id)
-        return (
-            job_responses.own_response(job) if isinstance(job, Outcome) else self._envelope(job, lines)
-        )
+        if isinstance(job, Outcome):
+            return job_responses.own_response(job, self._service.read)
+        return self._envelope(job, lines)
 
     async def _delete(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> WireResponse:
         job = await self._requests.find(endpoint, request, job_id)
@@ -84,7 +84,7 @@ class AsyncApi:
 
     def _envelope(self, job: Job | Outcome, lines: bytes) -> WireResponse:
         if isinstance(job, Outcome):
-            return job_responses.terminal(job, lines=lines)
+            return job_responses.terminal(job, self._service.read, lines=lines)
         return job_responses.pending(job, self._service.retry_after_s(job), lines=lines)
 
     def _refusing(self, allow: str) -> Handler:

@@ -52,7 +52,7 @@ class HeaderAsync:
         job, replayed = await self._requests.submit(endpoint, request)
         lines = job_responses.REPLAYED if replayed else b""
         if isinstance(job, Outcome):
-            return job_responses.terminal(job, lines=lines)
+            return job_responses.terminal(job, self._service.read, lines=lines)
         return self._live(job, lines)
 
     async def _preferred(self, endpoint: Endpoint, request: web.BaseRequest) -> WireResponse:
@@ -63,21 +63,21 @@ class HeaderAsync:
             applied += f", wait={wait_s:g}"
             job = await self._service.wait(job, wait_s)
             if isinstance(job, Outcome):
-                return job_responses.own_response(job)
+                return job_responses.own_response(job, self._service.read)
         path = f"{endpoint.async_path}/{job.id}"
         lines = job_responses.location(request, endpoint.sync_path, path)
         lines += job_responses.header("Preference-Applied", applied)
         if replayed:
             lines += job_responses.REPLAYED
         if isinstance(job, Outcome):
-            return job_responses.terminal(job, lines=lines)
+            return job_responses.terminal(job, self._service.read, lines=lines)
         return job_responses.pending(job, self._service.retry_after_s(job), lines=lines)
 
     def _result(self, job: Job | Outcome) -> WireResponse:
         if isinstance(job, Job):
             return self._live(job)
         if job.status is JobStatus.COMPLETED:
-            return job_responses.own_response(job)
+            return job_responses.own_response(job, self._service.read)
         return job_responses.error_of(job)
 
     def _live(self, job: Job, lines: bytes = b"") -> WireResponse:

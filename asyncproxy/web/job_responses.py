@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
 from aiohttp import web
@@ -42,6 +43,9 @@ _ABOUT_RETRYING: Final = re.compile(
     rb"^(?:retry-after|retry-after-ms|x-should-retry):[^\n]*\n", re.IGNORECASE | re.MULTILINE
 )
 
+# Reads the content of an outcome in parts: :meth:`JobService.read`.
+Read = Callable[[Outcome], AsyncIterator[bytes]]
+
 _FORWARDED_PREFIX: Final = istr("X-Forwarded-Prefix")
 
 
@@ -68,20 +72,28 @@ def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b
     return WireResponse(status, lines, envelope.live(job))
 
 
-def terminal(outcome: Outcome, *, lines: bytes = b"") -> WireResponse:
+def terminal(outcome: Outcome, read: Read, *, lines: bytes = b"") -> WireResponse:
     """The envelope of an outcome, as it was built when the job ended."""
-    response = json_response(200, outcome.envelope, lines=lines)
-    if outcome.encoded or outcome.pieces:
-        response.stream(envelope.size(outcome), lambda: envelope.pieces(outcome))
+    if not outcome.sizes or not outcome.is_spliced:
+        return json_response(200, envelope.whole(outcome), lines=lines)
+    response = json_response(200, b"", lines=lines)
+    response.stream(envelope.spliced_size(outcome), lambda: _spliced(outcome, read))
     return response
 
 
-def own_response(outcome: Outcome) -> WireResponse:
+async def _spliced(outcome: Outcome, read: Read) -> AsyncIterator[bytes]:
+    yield outcome.envelope[: outcome.start]
+    async for part in read(outcome):
+        yield envelope.spliced_part(outcome, part)
+    yield outcome.envelope[outcome.start :]
+
+
+def own_response(outcome: Outcome, read: Read) -> WireResponse:
     """The upstream's own response: its status, end-to-end headers and bytes."""
     lines = _content_lines(outcome)
-    if outcome.pieces:
+    if outcome.sizes:
         response = WireResponse(outcome.status_code, lines, b"")
-        response.stream(outcome.pieces_size, lambda: outcome.pieces)
+        response.stream(sum(outcome.sizes), lambda: read(outcome))
         return response
     spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
     body = spliced if outcome.content is None else outcome.content

@@ -140,7 +140,7 @@ class Relay:
 
     def _delivering(self, outcome: Outcome, *, keep_s: float) -> WireResponse:
         """The answer. That it was taken is noted: if it was not, a retry is to find this result."""
-        response = job_responses.own_response(outcome)
+        response = job_responses.own_response(outcome, self._service.read)
         response.when_written(partial(self._service.delivered, outcome, keep_s))
         return response
 

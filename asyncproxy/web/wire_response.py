@@ -8,7 +8,8 @@ somebody else, which may change our answers, is one made of aiohttp's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -35,6 +36,8 @@ __all__ = [
     "status_line",
     "write_continue",
 ]
+
+logger = logging.getLogger(__name__)
 
 # A body up to this size goes out in one write with its head; a larger one is not copied, but written
 # in pieces of it, each when the one before has left.
@@ -83,11 +86,11 @@ class WireResponse:
         self.keep_alive: bool | None = False if close else None
         self._body = body
         self._size = len(body)
-        self._pieces: Callable[[], Iterable[bytes]] | None = None
+        self._pieces: Callable[[], AsyncIterator[bytes]] | None = None
         self._after: Callable[[], Awaitable[None]] | None = None
 
-    def stream(self, size: int, pieces: Callable[[], Iterable[bytes]]) -> None:
-        """Write ``pieces``, ``size`` bytes in all, in place of the body: it is made as it leaves."""
+    def stream(self, size: int, pieces: Callable[[], AsyncIterator[bytes]]) -> None:
+        """Write ``pieces``, ``size`` bytes in all, in place of the body: each is read as it leaves."""
         self._size, self._pieces = size, pieces
 
     def force_close(self) -> None:
@@ -109,22 +112,33 @@ class WireResponse:
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has gone")
         request.writer.output_size += len(head)  # from here on no other answer can be given
-        pieces: Iterable[bytes | memoryview] = ()
-        if request.method != "HEAD" and self.status not in _BODILESS:
-            pieces = self._parts()
-        if not pieces or self._size <= _PIECE:
-            whole = b"".join((head, *pieces))
-            if isinstance(transport, CoalescingTransport):
-                transport.write_soon(whole)
-            else:
-                transport.write(whole)
+        if request.method == "HEAD" or self.status in _BODILESS:
+            _write_soon(transport, head)
+        elif self._pieces is not None:
+            transport.write(head)
+            await self._write_pieces(self._pieces(), request.writer, transport)
+        elif self._size <= _PIECE:
+            _write_soon(transport, b"".join((head, self._body)))
         else:
             transport.write(head)
-            for part in _cut(pieces):
+            for part in _cut(self._body):
                 await request.writer.write(part)
         await request.writer.drain()
         if self._after is not None:
             await self._delivered(transport)
+
+    async def _write_pieces(
+        self, pieces: AsyncIterator[bytes], writer: AbstractStreamWriter, transport: asyncio.Transport
+    ) -> None:
+        try:
+            async for piece in pieces:
+                for part in _cut(piece):
+                    await writer.write(part)
+        except ApiError as error:
+            # The head has promised more: only a broken connection says that this is not all.
+            logger.warning("a result breaks off while it is being sent: %s", error.detail or error)
+            transport.abort()
+            raise ClientConnectionResetError("the rest of the result cannot be read") from error
 
     async def _delivered(self, transport: asyncio.Transport) -> None:
         if isinstance(transport, CoalescingTransport):
@@ -147,8 +161,9 @@ class WireResponse:
             )
         )
 
-    def _parts(self) -> Iterable[bytes | memoryview]:
-        return (self._body,) if self._pieces is None else self._pieces()
+    async def _cut_body(self) -> AsyncIterator[bytes]:
+        for part in _cut(self._body):
+            yield bytes(part)
 
     def for_application(self) -> web.StreamResponse:
         """The same as aiohttp's own response, whose headers a middleware or a signal may change."""
@@ -156,20 +171,16 @@ class WireResponse:
         headers = CIMultiDict((name.decode("ascii"), _text(value)) for name, _, value in fields)
         headers.setdefault("Server", "asyncproxy")  # aiohttp would name its version
         body: Any = None
-        if self._size > _PIECE:
-            body = self._streamed()
+        if self._pieces is not None or self._size > _PIECE:
+            body = (self._pieces or self._cut_body)()
             headers["Content-Length"] = str(self._size)
         elif self.status not in _BODILESS:
-            body = b"".join(self._parts())
+            body = bytes(self._body)
         response = _ApplicationResponse(status=self.status, headers=headers, body=body)
         response.after = self._after
         if self.keep_alive is False:
             response.force_close()
         return response
-
-    async def _streamed(self) -> AsyncIterator[bytes]:
-        for part in _cut(self._parts()):
-            yield bytes(part)
 
 
 class _ApplicationResponse(web.Response):
@@ -217,14 +228,20 @@ def _for_http_1_0(head: bytes, *, keep_alive: bool) -> bytes:
     return head[:-2] + b"Connection: keep-alive\r\n\r\n" if keep_alive else head
 
 
-def _cut(pieces: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
-    for piece in pieces:
-        if len(piece) <= _PIECE:
-            yield piece
-        else:
-            view = memoryview(piece)
-            for start in range(0, len(view), _PIECE):
-                yield view[start : start + _PIECE]
+def _write_soon(transport: asyncio.Transport, whole: bytes) -> None:
+    if isinstance(transport, CoalescingTransport):
+        transport.write_soon(whole)
+    else:
+        transport.write(whole)
+
+
+def _cut(body: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    if len(body) <= _PIECE:
+        yield body
+        return
+    view = memoryview(body)
+    for start in range(0, len(view), _PIECE):
+        yield view[start : start + _PIECE]
 
 
 def _text(value: bytes) -> str:

@@ -44,7 +44,7 @@ async def fill(store: Store, clock: Clock) -> None:
         await store.create(submitted, CALL, alias)
         return (await store.claim(UPSTREAM)).job
 
-    done = await claimed("done", Alias(b"of done", b"print", once=True))
+    done = await claimed("done", Alias(b"of done", b"print", single_use=True))
     assert await store.finish(done, completed(done, clock))
     failed = await claimed("failed")
     assert await store.finish(failed, envelope.failed(failed, DeadlineExceeded("Late."), now=clock()))

@@ -9,7 +9,7 @@ import pytest
 
 from asyncproxy.config.load import load_config
 from asyncproxy.core.errors import ConfigError
-from tests.conftest import Client, Start, UpstreamResponse
+from tests.conftest import Client, Response, Start
 from tests.gateway import Gateway, answer, hang
 
 SUBMIT = "/v1/async/embeddings"
@@ -24,11 +24,11 @@ KEY = {"Authorization": "Bearer sk-operator"}
 pytestmark = pytest.mark.one_store
 
 
-async def preflight(proxy: Client, path: str, **changed: str) -> UpstreamResponse:
+async def preflight(proxy: Client, path: str, **changed: str) -> Response:
     return await proxy.request("OPTIONS", path, headers={**PREFLIGHT, **changed})
 
 
-def cors(response: UpstreamResponse) -> dict[str, str]:
+def cors(response: Response) -> dict[str, str]:
     return {k: v for k, v in response.headers.items() if k.lower().startswith("access-control-")}
 
 

@@ -444,12 +444,12 @@ async def test_an_answer_that_was_not_taken_is_there_for_the_retry(
     own_response = job_responses.own_response
     given: list[Outcome] = []
 
-    def reset_before(outcome: Outcome) -> WireResponse:
+    def reset_before(outcome: Outcome, read: Any) -> WireResponse:
         if not given:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()  # its reset arrives, and is not read before the answer is written
         given.append(outcome)
-        return own_response(outcome)
+        return own_response(outcome, read)
 
     monkeypatch.setattr(job_responses, "own_response", reset_before)
     slow.done.set()

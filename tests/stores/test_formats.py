@@ -97,7 +97,7 @@ async def polls_as_before(store: Store) -> None:
     assert isinstance(audio, Outcome)
     assert (audio.content, audio.encoded) == (b"\xff\xfb", True)
     assert isinstance(large, Outcome)
-    assert b"".join(large.pieces) == b'{"ok":1}'
+    assert b"".join(large.parts) == b'{"ok":1}'
     for name in ("waits", "done"):
         alias = Alias(f"of {name}".encode(), b"print")
         found = await store.create(job("another", clock=Clock()), CALL, alias)

@@ -22,7 +22,7 @@ from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
 from asyncproxy.stores.sqlite import file as sqlite_file
-from asyncproxy.stores.sqlite import store as sqlite_store
+from asyncproxy.stores.sqlite import queries
 from asyncproxy.stores.sqlite.migrations import SCHEMA
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
@@ -516,7 +516,7 @@ async def test_a_minute_after_everything_has_expired_only_the_spare_pages_are_un
             await store.tick()
         writing = store._writer._connection
         (unused,) = writing.execute("PRAGMA freelist_count").fetchone()
-        assert 1000 < unused <= sqlite_store._SPARE_PAGES
+        assert 1000 < unused <= queries.SPARE_PAGES
         assert path.stat().st_size < (unused + 50) * PAGE
 
 
@@ -533,9 +533,9 @@ def test_pages_are_given_back_step_by_step_and_counted(tmp_path: Path, pages: in
 
         before = unused()
         assert before >= pages
-        surplus = sqlite_store._give_back(connection)
-        assert surplus == max(0, before - sqlite_store._SPARE_PAGES)
-        assert before - unused() == min(surplus, sqlite_store._FREED_PAGES)
+        surplus = queries.give_space_back(connection)
+        assert surplus == max(0, before - queries.SPARE_PAGES)
+        assert before - unused() == min(surplus, queries.FREED_PAGES)
 
 
 async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clock) -> None:
@@ -543,11 +543,15 @@ async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clo
         for number in range(50):
             await store.create(job(str(number), clock=clock), CALL)
             await finish_next(store, clock, large(1_000_000))
-        assert store._hot.currsize <= 32 * 1024**2
-        for number in range(50):
-            assert isinstance(await store.get(str(number)), Outcome)
-        assert store._hot.currsize <= 32 * 1024**2
-        assert not store._fresh
+        cache = store._cache
+        for _ in range(2):
+            assert cache._outcomes.currsize + cache._parts.currsize <= 32 * 1024**2
+            for number in range(50):
+                found = await store.get(str(number))
+                assert isinstance(found, Outcome)
+                assert found.parts == ()
+                assert sum([len(part) async for part in store.read(found)]) == 1_000_002
+        assert not store._recent_calls._calls
 
 
 async def test_a_library_that_is_missing_is_named(
@@ -618,7 +622,7 @@ async def test_a_poll_that_crosses_a_delete_does_not_bring_the_result_back(
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
         await finish_next(store, clock)
-        store._hot.clear()
+        store._cache.drop("a")
         find, go_on = store._find, threading.Event()
 
         def slow(*args: Any) -> Any:
@@ -640,7 +644,7 @@ async def test_a_job_that_ends_unsent_leaves_nothing_in_memory(path: Path, clock
         await store.create(job("a", clock=clock), CALL)
         (late,) = await store.claim_overdue(clock.now + 1)
         assert await store.finish(late, completed(late, clock))
-        assert (store._fresh, store._fresh_bytes) == ({}, 0)
+        assert (store._recent_calls._calls, store._recent_calls._bytes) == ({}, 0)
 
 
 async def test_a_poll_that_the_start_overtakes_sees_its_job(path: Path, clock: Clock) -> None:
@@ -705,7 +709,7 @@ def _jobs_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("asyncproxy.stores.sqlite.store._live_after", broken)
+    monkeypatch.setattr(queries, "live_after", broken)
 
 
 async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(

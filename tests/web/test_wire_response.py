@@ -258,9 +258,13 @@ async def test_pieces_are_cut_to_the_same_size(count: int, serve: Serve, written
     """A transport may copy what it is given, for each client that does not read."""
     pieces = [bytes([n]) * 300_000 for n in range(count)]
 
+    async def read() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
     def respond() -> WireResponse:
         response = WireResponse(200, LINES, b"")
-        response.stream(300_000 * count, lambda: iter(pieces))
+        response.stream(300_000 * count, read)
         return response
 
     server = await serve(respond)

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from asyncproxy.core.errors import (
@@ -28,6 +29,7 @@ from asyncproxy.core.jobs import Call, Job, JobStatus, Lane, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.fair_queue import QueuePosition
+from asyncproxy.stores.parts import read_parts
 from asyncproxy.stores.redis.address import Address
 from asyncproxy.stores.redis.claims import Claimed, Claimer
 from asyncproxy.stores.redis.connection import LARGE, ConnectionManager
@@ -160,8 +162,7 @@ class RedisStore:
             "create", job.id, self._codec.pack_job(job), sealed, job.upstream, lane_name(job.lane),
             job.size + call.size, repr(job.created_at * 1000), limits.max_live,
             limits.max_live_per_credential, limits.max_bytes, int(claims_next),
-            *(("", "", 0, 0) if alias is None else
-              (alias.key.hex(), alias.fingerprint.hex(), int(alias.attach), int(alias.once))),
+            *_alias_arguments(alias),
             size=len(sealed),
         )  # fmt: skip
         match reply[0]:
@@ -228,7 +229,7 @@ class RedisStore:
             claimer.poke()
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
-        data = await self._apart(self._codec.pack_outcome, outcome, outcome.size)
+        data, *parts = await self._apart(self._packed, outcome, outcome.size)
         lifetime_ms = math.ceil((outcome.expires_at - (self._clock or time.time)()) * 1000)
         # A finish whose reply was lost may have been recorded. Its repetition has the same token, and
         # is told so; the finish of another has not.
@@ -238,8 +239,8 @@ class RedisStore:
         self._unsure[job.id] = (outcome, token)
         recorded = await self._run(
             "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms,
-            LARGE_OUTCOME if len(data) > LARGE else OUTCOME,
-            size=len(data),
+            LARGE_OUTCOME if len(data) > LARGE else OUTCOME, *parts,
+            size=sum(map(len, (data, *parts))),
         )  # fmt: skip
         self._unsure.pop(job.id, None)
         if recorded < 0:
@@ -248,6 +249,18 @@ class RedisStore:
         if recorded:
             self._waiters.wake(job.id, outcome)
         return bool(recorded)
+
+    def _packed(self, outcome: Outcome) -> list[bytes]:
+        return [self._codec.pack_outcome(outcome), *self._codec.pack_parts(outcome)]
+
+    async def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
+        async for piece in read_parts(outcome, start, partial(self._part, outcome.id)):
+            yield piece
+
+    async def _part(self, job_id: str, number: int) -> bytes | None:
+        """A part of a result."""
+        data = await self._link.call("HGET", f"{self._prefix}parts:{job_id}", number, size=LARGE + 1)
+        return None if data is None else self._codec.unpack_part(data)
 
     async def delete(self, job_id: str) -> bool:
         deleted = await self._run("delete", job_id)
@@ -290,7 +303,7 @@ class RedisStore:
     async def retire(self, outcome: Outcome, within_s: float) -> None:
         await self._run("retire", outcome.id, math.ceil(within_s * 1000))
 
-    def place(self, job: Job) -> QueuePosition | None:
+    def position(self, job: Job) -> QueuePosition | None:
         return self._places.of(job)
 
     async def usage(self) -> Usage:
@@ -486,3 +499,10 @@ class RedisStore:
     @staticmethod
     async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
         return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)
+
+
+def _alias_arguments(alias: Alias | None) -> tuple[str, str, int, int]:
+    if alias is None:
+        return "", "", 0, 0
+    flags = int(alias.reuse_existing), int(alias.single_use)
+    return alias.key.hex(), alias.fingerprint.hex(), *flags

@@ -30,9 +30,12 @@ CREATE TABLE aliases (
 ) WITHOUT ROWID;
 CREATE INDEX aliases_job ON aliases (job_id);
 """,
-    # 2. The tables are the same. Versions of schema 1 drop the fields of a record that they do not
+    # 2. Large results are in parts. Versions of schema 1 drop the fields of a record that they do not
     # know, so they must not open a file that later versions have written to.
-    "",
+    """
+CREATE TABLE parts (result INTEGER NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE UNIQUE INDEX parts_result ON parts (result, number);
+""",
 )
 
 # The schema of this version. A later one is refused.

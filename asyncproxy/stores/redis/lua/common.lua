@@ -9,7 +9,7 @@
 -- claims, a its attempts, h the node that claimed it last (empty: it was given back), u its upstream, l its
 -- lane, o its order, t its size, p its turn, k its alias, w the nodes where somebody waits for it. Done:
 -- s is 2, f (F, if it is large) the outcome, g the token of the finish, e its expiry, t its size; n and k as
--- before.
+-- before. parts:<id> are the parts of a large result, by their numbers.
 --
 -- A job waits in its lane (id by order). A credential of an upstream has its lanes that may go (by their
 -- oldest job), an upstream the ring of its credentials (by their turns), and timers: jobs (j) that wait for
@@ -31,6 +31,7 @@ end
 local function superseded() return tonumber(call('HGET', META, 'schema') or 0) > SCHEMA end
 
 local function job_key(id) return P .. 'job:' .. id end
+local function parts_key(id) return P .. 'parts:' .. id end
 local function lane_key(lane) return P .. 'lane:' .. lane end
 local function timers_key(upstream) return P .. 'timers:' .. upstream end
 local function ring_key(upstream) return P .. 'ring:' .. upstream end
@@ -219,7 +220,7 @@ local function trim(time, most)
   local bytes, keys = 0, {}
   for i, member in ipairs(expired) do
     local size, id = string.match(member, '^(%d+):(.*)$')
-    bytes, keys[i] = bytes + size, job_key(id)
+    bytes, keys[2 * i - 1], keys[2 * i] = bytes + size, job_key(id), parts_key(id)
   end
   call('ZREM', RESULTS, unpack(expired))
   call('UNLINK', unpack(keys))
