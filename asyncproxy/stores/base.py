@@ -135,7 +135,8 @@ class Store(Protocol):
 
         ``whole_lane``: nor is any other waiting job of its lane; a longer pause that is there stays.
         ``job`` may have another upstream and model than it was claimed with, and then another
-        ``call``; its place is the last then. Nothing happens if the claim was lost.
+        ``call``; its place is the last then. Of its fallbacks it may have lost the first ones. Nothing
+        happens if the claim was lost.
         """
 
     async def pause(self, lane: Lane, delay_s: float) -> None:

@@ -7,7 +7,6 @@
 local lease, upstream, count, most = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local time, idle = now(), P .. 'idle:' .. ARGV[4]
 if superseded() then
-  call('SREM', idle, NODE)
   wake(upstream)
   return {-2, -1, 0}
 end
