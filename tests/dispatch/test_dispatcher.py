@@ -383,7 +383,7 @@ async def test_a_job_whose_upstream_nobody_serves_is_told_when_it_goes_elsewhere
 ) -> None:
     rig = await make()
     job = Job("a", "embeddings", b"a", "was-once", "m", rig.now(), 60)
-    monkeypatch.setattr(rig.store, "place", lambda _: QueuePosition(3, rig.now() + 14.5))
+    monkeypatch.setattr(rig.store, "position", lambda _: QueuePosition(3, rig.now() + 14.5))
     assert rig.dispatcher.retry_after_s(job) == 15
 
 

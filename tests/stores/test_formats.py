@@ -277,7 +277,6 @@ async def test_a_node_beside_a_newer_one_takes_no_turn_from_it(
             await asyncio.sleep(0)
         await lab.submit(old, "a")
         assert (await claimed).job.id == "a"
-        assert await lab.redis.smembers(idle) == set()
     asked.cancel()
     await asyncio.gather(asked, return_exceptions=True)
 
