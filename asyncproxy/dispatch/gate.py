@@ -19,9 +19,9 @@ from asyncproxy.dispatch.verdict import CallPolicy
 
 __all__ = ["Change", "Gate", "Passage"]
 
-# While an upstream is away, the job that asked comes back so much later than the next call that asks:
-# if other jobs wait, one of them asks.
-_AFTER_THE_NEXT_S = 0.05
+# While an upstream is away, a job that has asked comes back so much later than the next call that asks, or
+# by the longest wait if that is less: if other jobs wait, one of them asks.
+_AFTER_THE_NEXT_S = 1.0
 
 # How an upstream says that it took the call: whatever became of it.
 _TAKEN = frozenset({Ending.SUCCEEDED, Ending.REFUSED, Ending.FAILED, Ending.RATE_LIMITED})
@@ -71,6 +71,7 @@ class Gate:
         self.rate_limits = RateLimits(
             ceiling=policy.concurrency, base_s=policy.backoff_s, max_s=policy.max_backoff_s
         )
+        self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
         self.reason = ""  # what was seen last of an upstream that is away
         self.changes: list[Change] = []  # since somebody looked
         self._taken_at = -math.inf  # when a call was taken last, in seconds since the epoch
@@ -78,6 +79,7 @@ class Gate:
     def reconfigure(self, policy: CallPolicy) -> None:
         """Go by another policy from now on. What is known of the upstream stays."""
         bounds = {"base_s": policy.backoff_s, "max_s": policy.max_backoff_s}
+        self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
         self.outage.reconfigure(ceiling=policy.concurrency, **bounds)
         self.rate_limits.reconfigure(ceiling=policy.concurrency, **bounds)
 
@@ -159,5 +161,5 @@ class Gate:
             self.reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
             if outage.not_taken(passage.epoch, now, asked_s=asked_s):
                 self.changes.append(Change(away=True, away_s=0.0, reason=self.reason))
-            return max(0.0, outage.ask_at - now) + _AFTER_THE_NEXT_S
+            return max(0.0, outage.ask_at - now) + self._margin_s
         return 0.0
