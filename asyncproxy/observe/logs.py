@@ -198,6 +198,11 @@ class _Outbox(QueueHandler):
             self.dropped += 1
 
 
+def _is_ours_to_show(record: logging.LogRecord) -> bool:
+    """Not what the parser of forms says of each one that is malformed: it has bytes of the body."""
+    return not record.name.startswith("python_multipart")
+
+
 class Log:
     """The log of this process while it is written to stderr."""
 
@@ -222,6 +227,7 @@ def logging_to_stderr(level: str, style: str) -> Iterator[Log]:
     writer = logging.StreamHandler(sys.stderr)
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
     outbox = _Outbox(records)
+    outbox.addFilter(_is_ours_to_show)
     thread = threading.Thread(target=_write, args=(records, writer), daemon=True, name="log")
     root = logging.getLogger()
     before = root.handlers, root.level, logger.level

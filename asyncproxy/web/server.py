@@ -19,6 +19,7 @@ from asyncproxy.loop.write_coalescing import CoalescingTransport, WriteCoalescer
 from asyncproxy.web.fast_path import DIRECTORY, install_fast_path
 from asyncproxy.web.request_heads import HeadCachingConnection
 from asyncproxy.web.wire_response import error_response
+from asyncproxy.wire.credentials import without_quotes
 from asyncproxy.wire.envelope import error_body
 
 __all__ = ["connections", "listening"]
@@ -73,7 +74,7 @@ class _Connection(HeadCachingConnection):
             raise ConnectionError("the answer has begun, it can only be broken off")
         error: ApiError
         if status == 400:
-            reason = (message or "").partition("\n")[0].strip(" :")[:200]
+            reason = without_quotes(message or "")
             error = InvalidRequest(f"This is not HTTP as it should be: {reason or 'unreadable'}.")
             logger.debug("a request from %s cannot be read: %r", request.remote, reason)
         else:
