@@ -46,7 +46,7 @@ from asyncproxy.web.relay import Relay
 from asyncproxy.web.request_heads import RequestHeads
 from asyncproxy.wire.credentials import KeyRing
 
-__all__ = ["PROXY", "Proxy", "build_app", "setup"]
+__all__ = ["PROXY", "Proxy", "build_app", "make_store", "setup"]
 
 # Larger heads than this are refused, in bytes per line and in lines.
 _MAX_LINE: Final = 32 * 1024
@@ -174,7 +174,7 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     log = LogObserver(settings.base_urls(config))
     observer = Observers([log, metrics])
     tracer = tracing.from_environment(os.environ)
-    store = TimedStore(_store(config), observer)
+    store = TimedStore(make_store(config), observer)
     heavy_work = HeavyWork()
     upstreams = UpstreamRegistry(settings.upstream_options(config), heavy_work)
     routes = ModelRoutes(settings.patterns(config))
@@ -252,8 +252,11 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     )
 
 
-def _store(config: Config) -> Store:
-    """The store that the URL names. Those that need a library are loaded only then."""
+def make_store(config: Config) -> Store:
+    """The store that the URL names. Those that need a library are loaded only then.
+
+    Raises :class:`StartupError`. A SQLite store that is new makes its key.
+    """
     store, limits = config.store, settings.limits(config)
     scheme, _, rest = store.url.partition(":")
     if scheme == "memory":

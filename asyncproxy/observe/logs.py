@@ -16,12 +16,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from logging.handlers import QueueHandler
+from time import time
 from typing import Any, Final
 
 from asyncproxy.core.events import JobFinished, Observer, RequestPassed, Retried, SubmitRefused
 from asyncproxy.core.jobs import JobStatus
 
-__all__ = ["Log", "LogObserver", "logging_to_stderr"]
+__all__ = ["Log", "LogObserver", "json_line", "logging_to_stderr"]
 
 logger = logging.getLogger("asyncproxy")
 
@@ -136,10 +137,9 @@ class _Line:
 
 class _Formatter(logging.Formatter):
     def _parts(self, record: logging.LogRecord) -> dict[str, Any]:
-        moment = datetime.fromtimestamp(record.created, UTC)
         line = record.msg
         parts: dict[str, Any] = {
-            "time": moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z",
+            "time": _time(record.created),
             "level": record.levelname.lower(),
             "event": line.event if isinstance(line, _Line) else record.getMessage(),
         }
@@ -147,6 +147,11 @@ class _Formatter(logging.Formatter):
         if record.exc_info:
             parts["traceback"] = self.formatException(record.exc_info)
         return parts
+
+
+def _time(seconds: float) -> str:
+    moment = datetime.fromtimestamp(seconds, UTC)
+    return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
 
 
 class _TextFormatter(_Formatter):
@@ -164,6 +169,12 @@ class _TextFormatter(_Formatter):
 class _JsonFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return json.dumps(self._parts(record), ensure_ascii=True)
+
+
+def json_line(event: str, **fields: object) -> str:
+    """A line as ``format: json`` has them, for what is not written by the log."""
+    parts = {"time": _time(time()), "level": "info", "event": event, **fields}
+    return json.dumps(parts, ensure_ascii=True)
 
 
 def _cut(value: object) -> object:

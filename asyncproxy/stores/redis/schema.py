@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-from typing import Final
+from typing import Any, Final, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
 from asyncproxy.core.errors import StartupError, StoreUnavailable
 from asyncproxy.stores.codec import Codec
-from asyncproxy.stores.redis.connection import ConnectionManager
 
-__all__ = ["SCHEMA", "look_after", "prepare_schema"]
+__all__ = ["SCHEMA", "check_schema", "look_after", "prepare_schema"]
 
 logger = logging.getLogger(__name__)
 
@@ -19,20 +18,19 @@ logger = logging.getLogger(__name__)
 SCHEMA: Final = 1
 
 
-async def prepare_schema(link: ConnectionManager, prefix: str, codec: Codec) -> None:
+class Server(Protocol):
+    """Sends a command to Redis."""
+
+    async def call(self, *args: bytes | str | int) -> Any: ...
+
+
+async def prepare_schema(link: Server, prefix: str, codec: Codec) -> None:
     """Note what kind of data this is, or see that it is ours. Raises :class:`StartupError`."""
     key = f"{prefix}meta"
     try:
         await link.call("HSETNX", key, "schema", SCHEMA)
         await link.call("HSETNX", key, "probe", codec.probe())
-        schema, probe = await link.call("HMGET", key, "schema", "probe")
-        if not schema.isdigit() or int(schema) > SCHEMA:
-            raise StartupError(
-                f"Redis holds data under {prefix} with schema {schema.decode(errors='replace')!r}, and "
-                f"this version of asyncproxy knows {SCHEMA}. A newer one wrote it, or another program: "
-                "bring this one up to date, or set store.prefix to another"
-            )
-        codec.check(probe)
+        await check_schema(link, prefix, codec)
         # With the first of our keys, so that the older ones can be dropped one day.
         await link.call("HSET", key, "probe", codec.probe())
     except (RedisError, StoreUnavailable) as error:
@@ -40,7 +38,20 @@ async def prepare_schema(link: ConnectionManager, prefix: str, codec: Codec) -> 
         raise StartupError(f"the store cannot be used: {detail}") from None
 
 
-async def look_after(link: ConnectionManager) -> None:
+async def check_schema(link: Server, prefix: str, codec: Codec) -> None:
+    """See that what is there is ours, if there is anything. Raises :class:`StartupError`."""
+    schema, probe = await link.call("HMGET", f"{prefix}meta", "schema", "probe")
+    if schema is not None and (not schema.isdigit() or int(schema) > SCHEMA):
+        raise StartupError(
+            f"Redis holds data under {prefix} with schema {schema.decode(errors='replace')!r}, and "
+            f"this version of asyncproxy knows {SCHEMA}. A newer one wrote it, or another program: "
+            "bring this one up to date, or set store.prefix to another"
+        )
+    if probe is not None:
+        codec.check(probe)
+
+
+async def look_after(link: Server) -> None:
     """Warn of a Redis that may lose jobs by its configuration, as far as it can be read."""
     found = {}
     for name in ("maxmemory", "maxmemory-policy", "appendonly"):

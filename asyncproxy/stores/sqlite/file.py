@@ -7,15 +7,25 @@ import os
 import secrets
 import sqlite3
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
-from asyncproxy.stores.codec import Codec
+from asyncproxy.stores.codec import Codec, require
 
-__all__ = ["check_place", "connect", "guard", "key_of", "locked", "prepared", "translate"]
+__all__ = [
+    "check",
+    "check_place",
+    "check_unlocked",
+    "connect",
+    "guard",
+    "key_of",
+    "locked",
+    "prepared",
+    "translate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +74,11 @@ def key_of(path: Path) -> bytes:
 
     Raises :class:`StartupError`.
     """
+    return _key_beside(path) or _make_key(path)
+
+
+def _key_beside(path: Path) -> bytes | None:
+    """The key that was made for a database; None if that does not exist yet."""
     beside = path.with_name(path.name + ".key")
     try:
         return _read_key(beside)
@@ -76,6 +91,11 @@ def key_of(path: Path) -> bytes:
             f"{path} is there, and its key file {beside} is not. Put that back, or set "
             "store.encryption_key to what was in it"
         )
+    return None
+
+
+def _make_key(path: Path) -> bytes:
+    beside = path.with_name(path.name + ".key")
     key = secrets.token_bytes(32)
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -90,6 +110,36 @@ def key_of(path: Path) -> bytes:
         beside,
     )
     return key
+
+
+def check(path: Path, keys: Sequence[bytes]) -> None:
+    """Raise :class:`StartupError` for what a start would refuse, and change nothing.
+
+    ``keys`` are those of the configuration; none: that of the file beside the database is used.
+    """
+    require(extra="sqlite")
+    check_place(path)
+    keys = keys or tuple(filter(None, [_key_beside(path)]))
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise StartupError(f"{path} cannot be opened: {place} is not writable for this user")
+    if not path.exists() or not path.stat().st_size:
+        return
+    # Read without a log of our own: files that we made could be another user's, and keep the proxy out.
+    how = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
+            if _check(connection, path):
+                _check_keys(connection, Codec(keys, seal_outcomes=False, extra="sqlite"))
+    except sqlite3.Error as error:
+        raise StartupError(f"{path} cannot be used: {error}") from error
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise :class:`StartupError` if another process has a database."""
+    if path.with_name(path.name + ".lock").exists():
+        with locked(path):
+            pass
 
 
 def check_place(path: Path) -> None:

@@ -28,7 +28,7 @@ from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Unreadabl
 from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.fair_queue import QueuePosition
 from asyncproxy.stores.live_jobs import LiveJobs
-from asyncproxy.stores.sqlite import file
+from asyncproxy.stores.sqlite import file, space
 from asyncproxy.stores.sqlite.writer import Writer
 from asyncproxy.stores.waiters import Waiters
 
@@ -46,15 +46,6 @@ _READERS: Final = 2
 
 # Rows per step of work that must not keep others waiting.
 _ROWS: Final = 1000
-
-# Unused pages of 4 KiB that the file may keep, and how many are given back in one step: 10 ms.
-_SPARE_PAGES: Final = 4096
-_FREED_PAGES: Final = 1024
-
-# Of what is too much, a tenth is given back in each second, so most is gone in a minute: one step more
-# for each of so many pages, up to 0.6 s of the writing thread.
-_PAGES_PER_STEP: Final = 10 * _FREED_PAGES
-_MOST_STEPS: Final = 64
 
 # How long a request waits while the jobs of the process before us are taken up.
 _LONGEST_LOAD_S: Final = 30.0
@@ -415,11 +406,7 @@ class SqliteStore:
     async def tick(self) -> None:
         await self._expire()
         self._live.wake_all()
-        surplus = await self._writer.do(_give_back)
-        for _ in range(min(surplus // _PAGES_PER_STEP, _MOST_STEPS)):
-            await self._writer.do(_give_back)
-        if surplus:
-            await self._read(_checkpoint)
+        await space.give_back(self._writer.do, self._read)
 
     async def _expire(self) -> None:
         gone = _ROWS
@@ -571,22 +558,3 @@ def _retire(job_id: str, until: float | None, on: sqlite3.Connection) -> bool:
         return bool(on.execute("DELETE FROM results WHERE id = ?", (job_id,)).rowcount)
     update = "UPDATE results SET expires_at = ? WHERE id = ?"
     return bool(on.execute(update, (until, job_id)).rowcount)
-
-
-def _give_back(on: sqlite3.Connection) -> int:
-    """Make the file smaller if much of it is unused. A little is left: it is used again soon.
-
-    The unused pages that there were too many of, before this step.
-    """
-    (pages,) = on.execute("PRAGMA page_count").fetchone()
-    (free,) = on.execute("PRAGMA freelist_count").fetchone()
-    surplus: int = max(0, free - max(_SPARE_PAGES, pages // 4))
-    # SQLite frees one page per row of this statement, and Python 3.11 asks for the first row alone.
-    for _ in range(min(surplus, _FREED_PAGES)):
-        on.execute("PRAGMA incremental_vacuum(1)").fetchall()
-    return surplus
-
-
-def _checkpoint(on: sqlite3.Connection) -> None:
-    """Move the log into the file, which is cut off only then. Nobody waits for it."""
-    on.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
