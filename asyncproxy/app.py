@@ -48,7 +48,7 @@ from asyncproxy.web.request_heads import RequestHeads
 from asyncproxy.web.routes import Route, RouteTable, add_to
 from asyncproxy.wire.credentials import KeyRing
 
-__all__ = ["PROXY", "Proxy", "build_app", "compose", "setup"]
+__all__ = ["PROXY", "Proxy", "build_app", "compose", "make_store", "setup"]
 
 
 @dataclass(slots=True)
@@ -152,7 +152,7 @@ def compose(config: Config, *, whole: bool = True) -> Proxy:
     log = LogObserver(settings.base_urls(config))
     observer = Observers([log, metrics])
     tracer = tracing.from_environment(os.environ)
-    store = TimedStore(_store(config), observer)
+    store = TimedStore(make_store(config), observer)
     heavy_work = HeavyWork()
     upstreams = UpstreamRegistry(settings.upstream_options(config), heavy_work)
     routes = ModelRoutes(settings.patterns(config))
@@ -240,8 +240,11 @@ def compose(config: Config, *, whole: bool = True) -> Proxy:
     )
 
 
-def _store(config: Config) -> Store:
-    """The store that the URL names. Those that need a library are loaded only then."""
+def make_store(config: Config) -> Store:
+    """The store that the URL names. Those that need a library are loaded only then.
+
+    Raises :class:`StartupError`. A SQLite store that is new makes its key.
+    """
     store, limits = config.store, settings.limits(config)
     scheme, _, rest = store.url.partition(":")
     if scheme == "memory":

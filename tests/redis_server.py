@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import functools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pytest
 
-__all__ = ["RedisServer", "shared"]
+__all__ = ["RedisServer", "restricted", "shared"]
+
+PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 
 _STARTS_WITHIN_S = 30
 
@@ -105,3 +108,23 @@ def shared() -> RedisServer:
     server = RedisServer()
     atexit.register(server.close)
     return server
+
+
+@functools.cache
+def restricted() -> str:
+    """The URL of the shared server for a user that may do what the page says is needed, and nothing else.
+
+    The page names the keys of one deployment: they are those of all here.
+    """
+    found = re.search(
+        r"^ACL SETUSER asyncproxy (.+?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S
+    )
+    assert found is not None
+    rules = found[1].replace("{asyncproxy}", "{*}").replace("PASSWORD", "secret").split()
+    with socket.create_connection(("127.0.0.1", shared().port), timeout=10) as connection:
+        parts = [text.encode() for text in ("ACL", "SETUSER", "asyncproxy", *rules)]
+        command = b"".join(b"$%d\r\n%b\r\n" % (len(part), part) for part in parts)
+        connection.sendall(b"*%d\r\n%b" % (len(parts), command))
+        reply = connection.recv(1024)
+        assert reply == b"+OK\r\n", reply
+    return shared().url.replace("//", "//asyncproxy:secret@")

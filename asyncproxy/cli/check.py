@@ -3,25 +3,127 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from http import HTTPStatus
+from pathlib import Path
+from urllib.parse import unquote
 
+import aiohttp
+
+from asyncproxy.app import make_store
+from asyncproxy.config import settings
 from asyncproxy.config.load import dump_config, load_config
 from asyncproxy.config.model import Config
+from asyncproxy.core.errors import StartupError
+from asyncproxy.loop.heavy_work import HeavyWork
+from asyncproxy.observe.logs import logging_to_stderr
+from asyncproxy.upstream.client import Upstream, UpstreamOptions, describe
+from asyncproxy.web.routes import RouteTable
+from asyncproxy.web.server import listening
 from asyncproxy.wire import credentials
 
-__all__ = ["check", "warn"]
+__all__ = ["check", "log_config"]
 
 logger = logging.getLogger("asyncproxy")
 
+# What a gateway is asked for: every one has it, and it costs nothing.
+_ASKED = "/v1/models"
+
 
 def check(arguments: argparse.Namespace) -> int:
+    """Say all that is wrong with a configuration. The exit code of ``serve`` with it, or 0."""
     config = load_config(arguments.config)
     print(dump_config(config), end="")
     for warning in _warnings(config):
-        print(f"asyncproxy: warning: {warning}", file=sys.stderr)
-    return 0
+        _say(f"warning: {warning}")
+    # The store and the client of the gateways warn in the log.
+    with logging_to_stderr("warning", "text"):
+        return asyncio.run(_check(config, running=arguments.reload, connect=arguments.connect))
+
+
+async def _check(config: Config, *, running: bool, connect: bool) -> int:
+    problems = [problem async for problem in _problems(config, running=running)]
+    if connect and not problems:
+        problems = [problem async for problem in _problems_outside(config)]
+    for problem in problems:
+        _say(problem)
+    return 1 if problems else 0
+
+
+def _say(line: str) -> None:
+    print(f"asyncproxy: {line}", file=sys.stderr)
+
+
+async def _problems(config: Config, *, running: bool) -> AsyncIterator[str]:
+    """What keeps a proxy from starting on this machine; ``running``: one does, with its own files."""
+    try:
+        _check_store(config, running=running)
+    except StartupError as error:
+        yield str(error)
+    if running:
+        return
+    for address in (config.address, config.admin_address):
+        if address is not None:
+            try:
+                async with listening(RouteTable([]), *address):
+                    pass
+            except StartupError as error:
+                yield str(error)
+
+
+def _check_store(config: Config, *, running: bool) -> None:
+    scheme, _, rest = config.store.url.partition("://")
+    if scheme != "sqlite":
+        make_store(config)  # which leaves nothing behind
+        return
+    from asyncproxy.stores.sqlite import file
+
+    path = Path(unquote(rest))
+    file.check(path, config.store.encryption_keys)
+    if not running:
+        file.check_unlocked(path)
+
+
+async def _problems_outside(config: Config) -> AsyncIterator[str]:
+    """What does not answer as it should: the store, if it is a server, and the gateways."""
+    if config.store.url.startswith("redis"):
+        from asyncproxy.stores.codec import Codec
+        from asyncproxy.stores.redis.probe import probe
+
+        store = config.store
+        codec = Codec(store.encryption_keys, seal_outcomes=False, extra="redis")
+        try:
+            await probe(store.url, store.prefix, codec)
+        except StartupError as error:
+            yield str(error)
+    for options in settings.upstream_options(config):
+        if problem := await _ask(options):
+            yield problem
+
+
+async def _ask(options: UpstreamOptions) -> str:
+    """What is wrong with a gateway, or empty. What it answers is said at once."""
+    upstream = Upstream(options, HeavyWork())
+    name = f"the upstream {options.name!r} at {options.base_url}"
+    try:
+        async with (
+            asyncio.timeout(options.connect_s + 10),
+            upstream.connected(),
+            upstream.stream("GET", _ASKED, [], None) as answer,
+        ):
+            status = answer.status
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return f"{name} does not answer: {describe(error)}"
+    hints: dict[int, str] = {
+        HTTPStatus.UNAUTHORIZED: ", as it wants a key: clients send theirs, or `headers` has one",
+        HTTPStatus.FORBIDDEN: ", as it wants another key",
+        HTTPStatus.NOT_FOUND: ": is the path of base_url right?",
+    }
+    _say(f"{name} answers {_ASKED} with {status}{hints.get(status, '')}")
+    return ""
 
 
 def _warnings(config: Config) -> Iterator[str]:
@@ -35,7 +137,9 @@ def _warnings(config: Config) -> Iterator[str]:
             )
 
 
-def warn(config: Config) -> None:
-    """Log what can be meant as it is written, and rarely is."""
+def log_config(config: Config) -> None:
+    """Log where the upstreams are, and what can be meant as it is written, and rarely is."""
+    for upstream in config.upstreams:
+        logger.info("the upstream %s is at %s", upstream.name, upstream.base_url)
     for warning in _warnings(config):
         logger.warning(warning)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
-from asyncproxy.cli.check import check, warn
+from asyncproxy.cli.check import check, log_config
 from asyncproxy.cli.reload import Reload
 from asyncproxy.cli.serve import announce_listening, serve
 from asyncproxy.cli.supervisor import Supervisor, reserved
@@ -64,6 +64,10 @@ def _parser() -> argparse.ArgumentParser:
         "check", help="validate a configuration and print it in full", allow_abbrev=False
     )
     checking.add_argument("--config", metavar="FILE", required=True, help="the YAML configuration")
+    checking.add_argument("--connect", action="store_true", help="ask the store and the gateways, too")
+    checking.add_argument(
+        "--reload", action="store_true", help="for a proxy that runs: its ports and files are its own"
+    )
     checking.set_defaults(run=check)
 
     demo = commands.add_parser(
@@ -97,7 +101,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         read = None if arguments.config is None else lambda: _configured(arguments)
         if arguments.workers > 1:
             return _supervise(arguments, config)
-        reload = Reload(read, log=log, warn=warn)
+        reload = Reload(read, log=log, log_config=log_config)
         return _run(lambda: serve(config, reload=reload, worker=arguments.worker is not None))
 
 

@@ -23,15 +23,15 @@ class Reload:
     """Reads the configuration again.
 
     ``read`` gives the new one, or raises :class:`ConfigError`; None: there is no file to read.
-    ``warn`` is told of each one that is used. ``log`` gets its new settings.
+    ``log_config`` is told of each one that is used. ``log`` gets its new settings.
     """
 
     def __init__(
-        self, read: Callable[[], Config] | None, *, log: Log, warn: Callable[[Config], None]
+        self, read: Callable[[], Config] | None, *, log: Log, log_config: Callable[[Config], None]
     ) -> None:
         self._read = read
         self._log = log
-        self._warn = warn
+        self._log_config = log_config
 
     @asynccontextmanager
     async def at_hangup(self, proxy: Proxy) -> AsyncIterator[None]:
@@ -71,7 +71,7 @@ class Reload:
             proxy.observer.config_reloaded(ConfigReloaded(succeeded=False))
             return
         self._log.configure(config.log.level, config.log.format)
-        self._warn(config)
+        self._log_config(config)
         if fixed:
             logger.warning("only a restart changes %s: it stays as it was", ", ".join(fixed))
         logger.info("the configuration was read again")

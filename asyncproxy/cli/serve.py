@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
 from asyncproxy.app import Proxy, compose
-from asyncproxy.cli.check import warn
+from asyncproxy.cli.check import log_config
 from asyncproxy.cli.reload import Reload
 from asyncproxy.config.model import Config
 from asyncproxy.core.errors import StoreUnavailable
+from asyncproxy.observe.logs import json_line
 from asyncproxy.stores.base import Store
 from asyncproxy.version import __version__
 from asyncproxy.web.server import listening
@@ -32,8 +33,10 @@ def _place(config: Config) -> str:
 
 
 def announce_listening(url: str, config: Config, how: str) -> None:
+    """Say on stdout that connections are accepted, in the format of the log."""
     names = ", ".join(upstream.name for upstream in config.upstreams)
-    print(f"asyncproxy {__version__} listens on {url}, in front of {names}{how}", flush=True)
+    line = f"asyncproxy {__version__} listens on {url}, in front of {names}{how}"
+    print(json_line(line, url=url) if config.log.format == "json" else line, flush=True)
 
 
 async def serve(
@@ -49,7 +52,6 @@ async def serve(
     on the same address, and the end of stdin is the end of their supervisor.
     """
     _allow_many_connections()
-    warn(config)
     proxy = compose(config)
     _spare_the_collector()
     stop, now = _stop_signals()
@@ -68,6 +70,7 @@ async def serve(
         )
         if reload is not None:
             await stack.enter_async_context(reload.at_hangup(proxy))
+        log_config(config)
         logger.info("jobs and results are kept in %s", _place(config))
         if announce is None:
             pages = proxy.admin.url

@@ -11,11 +11,13 @@ from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     PlainSerializer,
     SecretStr,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -26,6 +28,7 @@ from asyncproxy.config.values import (
     DurationOrNone,
     Size,
     encryption_keys_in,
+    known_endpoint,
     show_duration,
     split_address,
     without_secret,
@@ -39,6 +42,10 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 # The serialisation of an origin (the HTML standard, section 7.1.1): lower case, and no path.
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+
+
+# What a base_url ends in that was copied from a call.
+_ENDPOINT: Final = re.compile(rf"(/embeddings|(?<=/v1)/(?:{'|'.join(ENDPOINTS)}))/?$")
 
 
 class _Section(BaseModel):
@@ -82,16 +89,19 @@ class UpstreamConfig(_Section):
     insecure_skip_verify: bool = False
     """Take any certificate. For tests only."""
 
-    @field_validator("base_url")
+    @field_validator("base_url", mode="before")
     @classmethod
-    def _is_url(cls, value: str) -> str:
+    def _is_url(cls, value: object) -> str:
         right = "a URL like http://127.0.0.1:4000/v1, https://host/v1 or unix:/path/to.sock"
+        if not isinstance(value, str):
+            raise ValueError(right)
         try:
             parts = urlsplit(value)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname)
-            _ = parts.port
+            known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             raise ValueError(right) from None
+        if endpoint := _ENDPOINT.search(parts.path):
+            raise ValueError(f"a URL without {endpoint[1]}, which is in the client's path")
         if not value.isascii() or re.search(r"[\x00-\x20\x7f]", value):
             raise ValueError(right)
         if parts.scheme == "unix" and not parts.netloc:
@@ -150,7 +160,9 @@ class CorsConfig(_Section):
 
 
 class JobsConfig(_Section):
-    endpoints: Annotated[list[str], Field(min_length=1)] = list(ENDPOINTS)
+    endpoints: Annotated[list[Annotated[str, AfterValidator(known_endpoint)]], Field(min_length=1)] = (
+        list(ENDPOINTS)
+    )
     """The endpoints that have an async twin."""
     result_ttl: Duration = 3600.0
     """How long a result lives after completion, if the client does not say."""
@@ -175,10 +187,9 @@ class JobsConfig(_Section):
 
     @field_validator("endpoints")
     @classmethod
-    def _are_known(cls, value: list[str]) -> list[str]:
-        unknown = [name for name in value if name not in ENDPOINTS]
-        if unknown:
-            raise ValueError("names out of " + ", ".join(ENDPOINTS))
+    def _are_different(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("each endpoint once")
         return value
 
     @model_validator(mode="after")
@@ -209,13 +220,15 @@ class StoreConfig(_Section):
     lease: Annotated[Duration, Field(ge=1)] = 15.0
     """redis: the jobs of a node that is silent for so long go to the others."""
 
-    @field_validator("url")
+    @field_validator("url", mode="before")
     @classmethod
-    def _is_known(cls, value: str) -> str:
+    def _is_known(cls, value: object) -> str:
         right = "memory://, sqlite:///path/jobs.db or redis://host:6379/0"
+        if not isinstance(value, str):
+            raise ValueError(right)
         try:
             parts = urlsplit(value)
-            _ = parts.port if parts.scheme in ("redis", "rediss") else None
+            port = parts.port if parts.scheme in ("redis", "rediss") else None
         except ValueError:
             raise ValueError(right) from None
         if value == "memory://":
@@ -224,7 +237,7 @@ class StoreConfig(_Section):
             if parts.netloc or parts.query or parts.fragment or not parts.path.strip("/"):
                 raise ValueError("sqlite:///path/jobs.db, the path of a file")
             return value
-        if parts.scheme not in ("redis", "rediss", "redis+sentinel") or not parts.hostname:
+        if parts.scheme not in ("redis", "rediss", "redis+sentinel") or not parts.hostname or port == 0:
             raise ValueError(right)
         if "password=" in parts.query:
             raise ValueError("a URL with its credentials before the @")
@@ -282,10 +295,10 @@ class Config(_Section):
     """How long calls in flight may go on after SIGTERM."""
     log: LogConfig = LogConfig()
 
-    @field_validator("listen", "admin_listen")
+    @field_validator("listen", "admin_listen", mode="before")
     @classmethod
-    def _is_address(cls, value: str | None) -> str | None:
-        if value is not None:
+    def _is_address(cls, value: object, info: ValidationInfo) -> object:
+        if value is not None or info.field_name == "listen":
             split_address(value)
         return value
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from base64 import b64decode
 from decimal import Decimal
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from asyncproxy.core.endpoints import ENDPOINTS
 
 __all__ = [
     "URL_SECRET",
@@ -16,6 +19,7 @@ __all__ = [
     "DurationOrNone",
     "Size",
     "encryption_keys_in",
+    "known_endpoint",
     "show_duration",
     "split_address",
     "without_secret",
@@ -117,8 +121,17 @@ def encryption_keys_in(value: str) -> tuple[bytes, ...]:
     return tuple(keys)
 
 
-def split_address(value: str) -> tuple[str | None, int]:
-    host, colon, port = value.rpartition(":")
+def known_endpoint(name: str) -> str:
+    if name not in ENDPOINTS:
+        close = difflib.get_close_matches(name, ENDPOINTS, n=1)
+        hint = f"`{close[0]}`, perhaps; known are " if close else "one of "
+        raise ValueError(hint + ", ".join(ENDPOINTS))
+    return name
+
+
+def split_address(value: object) -> tuple[str | None, int]:
+    """The host (None: all interfaces) and the port of ``host:port``. Raises :class:`ValueError`."""
+    host, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not colon or not (port.isascii() and port.isdecimal()) or int(port) > 65535:
         raise ValueError("host:port, like 127.0.0.1:8080 or [::1]:8080")
     if host.startswith("[") and host.endswith("]"):

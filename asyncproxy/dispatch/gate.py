@@ -19,8 +19,8 @@ from asyncproxy.dispatch.verdict import CallPolicy
 
 __all__ = ["Change", "Gate", "Passage"]
 
-# While an upstream is away, a job that has asked comes back so much later than the next call that asks, or
-# by the longest wait if that is less: if other jobs wait, one of them asks.
+# While an upstream is away, a job that has asked comes back so much later than the next call that asks,
+# or by the longest wait if that is less: if other jobs wait, one of them asks.
 _AFTER_THE_NEXT_S = 1.0
 
 # How an upstream says that it took the call: whatever became of it.

@@ -65,7 +65,9 @@ class Metrics(Observer):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        info = self._gauge("asyncproxy_build_info", "Always 1.", "version")
+        info = self._gauge(
+            "asyncproxy_build_info", "The version of asyncproxy that runs. Always 1.", "version"
+        )
         info.labels(__version__).set(1)
         self._add_jobs()
         self._add_calls()
@@ -73,101 +75,155 @@ class Metrics(Observer):
         self._add_requests()
         self._lag = self._histogram(
             "asyncproxy_event_loop_lag_seconds",
-            "How much later than asked for the event loop runs what is due.",
+            "Seconds by which the event loop runs a timer later than it is due.",
             buckets=_LAG,
         )
         self._reloads = self._counter(
-            "asyncproxy_config_reloads", "Configurations read at SIGHUP.", "outcome"
+            "asyncproxy_config_reloads", "Reloads of the configuration after a SIGHUP.", "outcome"
         )
 
     def _add_jobs(self) -> None:
         self._submitted = self._counter(
-            "asyncproxy_jobs_submitted", "Jobs accepted.", "endpoint", "upstream"
+            "asyncproxy_jobs_submitted", "Jobs that were accepted at a submit.", "endpoint", "upstream"
         )
         self._refused = self._counter(
-            "asyncproxy_submits_refused", "Requests that did not become a job.", "endpoint", "code"
+            "asyncproxy_submits_refused",
+            "Submits that were refused, and so did not become a job.",
+            "endpoint",
+            "code",
         )
         self._finished = self._counter(
-            "asyncproxy_jobs_finished", "Jobs with an outcome.", "endpoint", "upstream", "outcome"
+            "asyncproxy_jobs_finished",
+            "Jobs that have completed or failed.",
+            "endpoint",
+            "upstream",
+            "outcome",
         )
         self._job_seconds = self._histogram(
             "asyncproxy_job_seconds",
-            "From the submission of a job to its outcome.",
+            "Seconds from the submission of a job to its outcome.",
             "endpoint",
             "upstream",
         )
         self._queue_seconds = self._histogram(
             "asyncproxy_queue_wait_seconds",
-            "From the submission of a job to its first call.",
+            "Seconds from the submission of a job to its first call.",
             "upstream",
         )
-        self._live = self._gauge("asyncproxy_jobs", "Jobs without an outcome.", "state")
-        self._max_live = self._gauge("asyncproxy_jobs_limit", "Jobs without an outcome that fit.")
-        self._draining = self._gauge("asyncproxy_draining", "1 while the proxy stops, otherwise 0.")
+        self._live = self._gauge(
+            "asyncproxy_jobs", "Jobs in the store that have not completed or failed.", "state"
+        )
+        self._max_live = self._gauge(
+            "asyncproxy_jobs_limit",
+            "Limit of jobs that have not completed or failed: jobs.max_pending.",
+        )
+        self._draining = self._gauge(
+            "asyncproxy_draining", "Whether the proxy is shutting down: 1 if so, otherwise 0."
+        )
 
     def _add_calls(self) -> None:
         self._attempt_seconds = self._histogram(
-            "asyncproxy_upstream_attempt_seconds", "Of one call for a job.", "upstream", "outcome"
+            "asyncproxy_upstream_attempt_seconds",
+            "Seconds that one call to an upstream took, for a job.",
+            "upstream",
+            "outcome",
         )
         self._retries = self._counter(
-            "asyncproxy_retries", "Jobs that went back to be tried again.", "upstream", "reason"
+            "asyncproxy_retries",
+            "Jobs that went back to the queue after a call, to be tried again.",
+            "upstream",
+            "reason",
         )
         self._fallbacks = self._counter(
-            "asyncproxy_fallbacks", "Jobs that went on with their next model.", "upstream"
+            "asyncproxy_fallbacks",
+            "Jobs that went on with the next of their fallback models.",
+            "upstream",
         )
         self._pauses = self._counter(
-            "asyncproxy_upstream_pauses", "Pauses that a rate limit asked for.", "upstream"
+            "asyncproxy_upstream_pauses",
+            "Pauses of the jobs of one model and credential, after a rate limit.",
+            "upstream",
         )
-        self._calls = self._gauge("asyncproxy_calls_in_flight", "Calls for jobs.", "upstream")
+        self._calls = self._gauge(
+            "asyncproxy_calls_in_flight",
+            "Calls to an upstream that are in flight, for jobs.",
+            "upstream",
+        )
         self._limits = self._gauge(
             "asyncproxy_calls_limit",
             "Calls for jobs that may be in flight now: the concurrency, or less after an outage.",
             "upstream",
         )
         self._up = self._gauge(
-            "asyncproxy_upstream_up", "1 if the upstream takes calls, 0 while it is away.", "upstream"
+            "asyncproxy_upstream_up",
+            "Whether the upstream takes calls: 1 if so, 0 while it is away.",
+            "upstream",
         )
         self._away_seconds = self._gauge(
             "asyncproxy_upstream_away_seconds",
-            "For how long the upstream has been away. 0 if it takes calls.",
+            "Seconds for which the upstream has been away: 0 if it takes calls.",
             "upstream",
         )
 
     def _add_store(self) -> None:
-        self._store_up = self._gauge("asyncproxy_store_up", "1 if the store answers, otherwise 0.")
-        self._store_results = self._gauge("asyncproxy_store_results", "Results that are kept.")
-        self._store_bytes = self._gauge("asyncproxy_store_bytes", "What jobs and results take.")
-        self._store_max_bytes = self._gauge("asyncproxy_store_limit_bytes", "What they may take.")
+        self._store_up = self._gauge(
+            "asyncproxy_store_up", "Whether the store answered this scrape: 1 if so, otherwise 0."
+        )
+        self._store_results = self._gauge(
+            "asyncproxy_store_results", "Results of jobs that the store keeps."
+        )
+        self._store_bytes = self._gauge(
+            "asyncproxy_store_bytes", "Bytes that jobs and results take in the store."
+        )
+        self._store_max_bytes = self._gauge(
+            "asyncproxy_store_limit_bytes",
+            "Limit of bytes that jobs and results may take in the store: store.max_bytes.",
+        )
         self._store_seconds = self._histogram(
-            "asyncproxy_store_operation_seconds", "Of the store.", "operation", buckets=_STORE
+            "asyncproxy_store_operation_seconds",
+            "Seconds that one operation of the store took.",
+            "operation",
+            buckets=_STORE,
         )
         self._store_errors = self._counter(
-            "asyncproxy_store_errors", "Operations that the store failed.", "operation", "code"
+            "asyncproxy_store_errors", "Operations of the store that failed.", "operation", "code"
         )
 
     def _add_requests(self) -> None:
         self._passed = self._counter(
             "asyncproxy_passthrough_requests",
-            "Requests passed through.",
+            "Requests that passed through to an upstream, counted at their end.",
             "upstream",
             "status",
             "outcome",
         )
         self._passed_bytes = self._counter(
-            "asyncproxy_passthrough_bytes", "Of their bodies.", "upstream", "direction"
+            "asyncproxy_passthrough_bytes",
+            "Bytes of bodies of requests that passed through, and of their responses.",
+            "upstream",
+            "direction",
         )
         self._first_byte_seconds = self._histogram(
-            "asyncproxy_passthrough_first_byte_seconds", "Until an answer began.", "upstream"
+            "asyncproxy_passthrough_first_byte_seconds",
+            "Seconds until the response to a request that passed through began.",
+            "upstream",
         )
         self._passing = self._gauge(
-            "asyncproxy_passthrough_in_flight", "Requests that are passing through."
+            "asyncproxy_passthrough_in_flight", "Requests that are passing through to an upstream now."
         )
-        self._waiting = self._gauge("asyncproxy_waiting_clients", "Clients held until a job ends.")
+        self._waiting = self._gauge(
+            "asyncproxy_waiting_clients", "Clients that are held now, until a job ends."
+        )
         self._waits = self._counter(
-            "asyncproxy_waits", "Clients that were held.", "endpoint", "outcome"
+            "asyncproxy_waits",
+            "Clients that were held until a job ended, or until their time was up.",
+            "endpoint",
+            "outcome",
         )
         self._hops = self._counter(
-            "asyncproxy_relay_hops", "Redirects of relayed requests.", "endpoint"
+            "asyncproxy_relay_hops",
+            "Redirects that relayed requests were answered with, to go on waiting.",
+            "endpoint",
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Count:

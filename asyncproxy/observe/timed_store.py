@@ -2,38 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Collection
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from asyncproxy.core.errors import ApiError, IdempotencyKeyReused, Overloaded, StoreFull, TooManyJobs
 from asyncproxy.core.events import Observer, StoreOperation
-from asyncproxy.core.jobs import Call, Job, Lane, Outcome
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Store, Usage
+from asyncproxy.stores.base import Limits, Lost, Store
 
 __all__ = ["TimedStore"]
 
 # A limit that is reached, or a client's mistake: the store has done its work.
 _REFUSALS = (IdempotencyKeyReused, Overloaded, StoreFull, TooManyJobs)
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class TimedStore:
-    """See :class:`~asyncproxy.stores.base.Store`. All that is asked of it, ``inner`` does.
+class _Timed(Generic[P, T]):
+    """A method of :class:`TimedStore`: the inner store does it, and the observer is told.
 
-    Of what waits by design, only the errors are told. What each submit and each poll asks for goes
-    without :meth:`_timed`, which is another coroutine.
+    Of one that ``waits`` by design only the errors are told. It is made at its first use, and stays.
     """
+
+    def __init__(
+        self, method: Callable[Concatenate[Store, P], Coroutine[Any, Any, T]], *, waits: bool = False
+    ) -> None:
+        self._name = method.__name__
+        self._waits = waits
+
+    def __get__(self, store: TimedStore, kind: type[TimedStore]) -> Callable[P, Coroutine[Any, Any, T]]:
+        name, waits, tell = self._name, self._waits, store._tell  # noqa: SLF001  one class in two
+        inner = store._inner  # noqa: SLF001  the same
+
+        async def timed(*args: P.args, **kwargs: P.kwargs) -> T:
+            started = perf_counter()
+            try:
+                done: T = await getattr(inner, name)(*args, **kwargs)
+            except Exception as error:
+                tell(StoreOperation(name, None if waits else perf_counter() - started, _code(error)))
+                raise
+            if not waits:
+                tell(StoreOperation(name, perf_counter() - started))
+            return done
+
+        setattr(store, name, timed)
+        return timed
+
+
+class TimedStore:
+    """See :class:`~asyncproxy.stores.base.Store`. All that is asked of it, ``inner`` does."""
 
     def __init__(self, inner: Store, observer: Observer) -> None:
         self._inner = inner
         self._tell = observer.store_operation
-        # Nothing to tell: these never wait for the store.
+        # Nothing to tell of these. The first is asked for with each answer.
         self.position = inner.position
         self.allow = inner.allow
         self.read = inner.read
+        self.release_waiters = inner.release_waiters
 
     @property
     def credential_keys(self) -> tuple[bytes, ...]:
@@ -54,98 +82,21 @@ class TimedStore:
     def opened(self, lost: Lost) -> AbstractAsyncContextManager[None]:
         return self._inner.opened(lost)
 
-    async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
-        started = perf_counter()
-        try:
-            found = await self._inner.create(job, call, alias)
-        except Exception as error:
-            self._failed("create", started, error)
-            raise
-        self._tell(StoreOperation("create", perf_counter() - started))
-        return found
-
-    async def get(self, job_id: str) -> Job | Outcome | None:
-        started = perf_counter()
-        try:
-            found = await self._inner.get(job_id)
-        except Exception as error:
-            self._failed("get", started, error)
-            raise
-        self._tell(StoreOperation("get", perf_counter() - started))
-        return found
-
-    async def claim(self, upstream: str) -> Claim:
-        return await self._watched("claim", self._inner.claim(upstream))
-
-    async def release(
-        self,
-        job: Job,
-        *,
-        attempts: int,
-        delay_s: float = 0.0,
-        whole_lane: bool = False,
-        call: Call | None = None,
-    ) -> None:
-        release = self._inner.release(
-            job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, call=call
-        )
-        await self._timed("release", release)
-
-    async def pause(self, lane: Lane, delay_s: float) -> None:
-        await self._timed("pause", self._inner.pause(lane, delay_s))
-
-    async def finish(self, job: Job, outcome: Outcome) -> bool:
-        return await self._timed("finish", self._inner.finish(job, outcome))
-
-    async def delete(self, job_id: str) -> bool:
-        return await self._timed("delete", self._inner.delete(job_id))
-
-    async def claim_overdue(self, created_before: float) -> list[Job]:
-        return await self._timed("claim_overdue", self._inner.claim_overdue(created_before))
-
-    async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        return await self._timed("claim_orphans", self._inner.claim_orphans(upstreams))
-
-    async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
-        return await self._watched("wait", self._inner.wait(job_id, timeout_s))
-
-    def release_waiters(self) -> None:
-        self._inner.release_waiters()
-
-    async def retire(self, outcome: Outcome, within_s: float) -> None:
-        await self._timed("retire", self._inner.retire(outcome, within_s))
-
-    async def usage(self) -> Usage:
-        return await self._timed("usage", self._inner.usage())
-
-    async def states(self) -> States:
-        return await self._timed("states", self._inner.states())
-
-    async def check(self) -> None:
-        await self._timed("check", self._inner.check())
-
-    async def tick(self) -> None:
-        await self._timed("tick", self._inner.tick())
-
-    async def _timed(self, operation: str, work: Awaitable[T]) -> T:
-        started = perf_counter()
-        try:
-            done = await work
-        except Exception as error:
-            self._failed(operation, started, error)
-            raise
-        self._tell(StoreOperation(operation, perf_counter() - started))
-        return done
-
-    def _failed(self, operation: str, started: float, error: Exception) -> None:
-        self._tell(StoreOperation(operation, perf_counter() - started, _code(error)))
-
-    async def _watched(self, operation: str, work: Awaitable[T]) -> T:
-        try:
-            return await work
-        except Exception as error:
-            self._tell(StoreOperation(operation, None, _code(error)))
-            raise
+    create = _Timed(Store.create)
+    get = _Timed(Store.get)
+    claim = _Timed(Store.claim, waits=True)
+    release = _Timed(Store.release)
+    pause = _Timed(Store.pause)
+    finish = _Timed(Store.finish)
+    delete = _Timed(Store.delete)
+    claim_overdue = _Timed(Store.claim_overdue)
+    claim_orphans = _Timed(Store.claim_orphans)
+    wait = _Timed(Store.wait, waits=True)
+    retire = _Timed(Store.retire)
+    usage = _Timed(Store.usage)
+    states = _Timed(Store.states)
+    check = _Timed(Store.check)
+    tick = _Timed(Store.tick)
 
 
 def _code(error: Exception) -> str:

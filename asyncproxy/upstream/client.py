@@ -42,6 +42,7 @@ from asyncproxy.upstream import exchange
 from asyncproxy.upstream.exchange import Connections, Exchange
 from asyncproxy.upstream.target import Target
 from asyncproxy.wire import json_text
+from asyncproxy.wire.credentials import without_quotes
 from asyncproxy.wire.headers import field_lines
 
 __all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
@@ -358,10 +359,12 @@ def describe(error: Exception) -> str:
     """What happened, for the log.
 
     Not the error's own ``repr``: that of an answer which is not HTTP holds the whole request, with
-    the credential in it, and later lines of its message are the upstream's bytes.
+    the credential in it, and its message quotes the upstream's bytes.
     """
-    said = error.message if isinstance(error, _NOT_HTTP) else str(error)
-    first_line = said.partition("\n")[0].strip(" :")[:200]
+    if isinstance(error, _NOT_HTTP):
+        first_line = without_quotes(error.message)
+    else:
+        first_line = str(error).partition("\n")[0].strip(" :")[:200]
     if isinstance(error, aiohttp.ServerDisconnectedError):
         first_line = ""  # it may be the answer as far as it came
     return f"{type(error).__name__}: {first_line}".removesuffix(": ")

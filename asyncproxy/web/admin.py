@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -98,12 +99,27 @@ def describe(paths: Collection[str]) -> dict[str, Any]:
     text = files("asyncproxy.web").joinpath("openapi.yaml").read_text(encoding="utf-8")
     description: dict[str, Any] = yaml.safe_load(text)
     description["info"]["version"] = __version__
+    shared = description["components"].pop("pathItems")
     description["paths"] = {
-        path: item
+        path: _written_out(path, item, shared)
         for path, item in description["paths"].items()
         if path in paths or path.startswith("/-/")
     }
     return description
+
+
+def _written_out(path: str, item: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """A path item, with the name of its endpoint in each ``operationId``: no two may be equal."""
+    if "$ref" not in item:
+        return item
+    endpoint = re.sub(r"^/v1/(async/|relay/)?|/\{id\}(/content)?$", "", path).replace("/", "_")
+    shared_item = shared[item["$ref"].rpartition("/")[2]]
+    operations = {
+        method: {**operation, "operationId": f"{operation['operationId'].partition('.')[0]}_{endpoint}"}
+        for method, operation in shared_item.items()
+        if method != "parameters"
+    }
+    return {**shared_item, **operations}
 
 
 async def _refuse(request: web.BaseRequest) -> WireResponse:

@@ -28,6 +28,7 @@ __all__ = [
     "masked_path",
     "same",
     "secrets",
+    "without_quotes",
 ]
 
 HEADERS: Final = (
@@ -70,6 +71,11 @@ _NO_KEY: Final = re.compile("(?:/(?:v1|[a-z]{1,15}))*+")  # nearly all paths, in
 # Each secret is looked for in a text. With more of them than this, all of the text is masked.
 _MAX_SECRETS: Final = 512
 _COVERED: Final = re.compile("\0+")
+
+
+# Where a parser begins to quote, in a `repr` or in lines of their own. An apostrophe is within a word.
+_QUOTE: Final = re.compile(r"""\n|\b(?:bytearray\()?b['"]|(?<!\w)['"]""")
+_LONGEST_REASON: Final = 200
 
 
 def find(headers: MultiMapping[str]) -> tuple[str, str] | None:
@@ -140,6 +146,11 @@ def masked(text: str, hidden: Collection[str], *, limit: int) -> str:
 
 def _covered(found: re.Match[str]) -> str:
     return "\0" * len(found[0])
+
+
+def without_quotes(message: str) -> str:
+    """What a parser says of a message that it cannot read, without the bytes of it that it quotes."""
+    return _QUOTE.split(message, maxsplit=1)[0].strip(" :")[:_LONGEST_REASON]
 
 
 def masked_path(path: str) -> str:

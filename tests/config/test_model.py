@@ -261,7 +261,7 @@ def test_everything_wrong_is_reported_at_once_each_with_its_path() -> None:
         "upstreams[2].base_url",
         "upstreams[2].retry.attempts",
         "upstreams[2].concurrency",
-        "jobs.endpoints",
+        "jobs.endpoints[1]",
         "jobs.max_pending",
         "auth.keys[0]",
         "store.url",
@@ -337,6 +337,8 @@ def test_what_is_no_header_is_refused(headers: dict[str, str]) -> None:
         "https://gateway.example/v1",
         "HTTPS://gateway.example:8443/openai/v1/",
         "http://[::1]:4000/v1",
+        "http://gateway/ocr",
+        "http://gateway/my-embeddings",
         "unix:/run/gateway.sock",
         "unix:/run/gateway.sock:/v1",
     ],
@@ -368,6 +370,10 @@ def test_base_urls(base_url: str) -> None:
         "unix:",
         "unix:gateway.sock",
         "unix://run/gateway.sock",
+        "http://gateway:0/v1",
+        "http://gateway/v1/embeddings",
+        "http://gateway/v1/chat/completions/",
+        "unix:/run/gateway.sock:/v1/embeddings",
         "unix:/run/gateway.sock\n",
         5,
         None,
@@ -398,6 +404,39 @@ def test_addresses_to_listen_on(listen: str, address: tuple[str | None, int]) ->
 )
 def test_what_is_no_address(listen: object) -> None:
     assert problem(listen=listen).startswith("listen: found ")
+
+
+@pytest.mark.parametrize(
+    ("sections", "expected"),
+    [
+        ({"listen": 8080}, "listen: found 8080; expected host:port, like 127.0.0.1:8080 or [::1]:8080"),
+        ({"listen": None}, "listen: found nothing; expected host:port, like "),
+        ({"admin_listen": 9090}, "admin_listen: found 9090; expected host:port, like "),
+        ({"upstream": {"base_url": 4000}}, "upstreams[0].base_url: found 4000; expected a URL like "),
+        (
+            {"upstream": {"base_url": "http://gateway/v1/embeddings"}},
+            "upstreams[0].base_url: found 'http://gateway/v1/embeddings'; expected a URL without /embeddings",
+        ),
+        ({"store": {"url": 5}}, "store.url: found 5; expected memory://, sqlite:///path/jobs.db or "),
+        (
+            {"store": {"url": "redis://host:0/0", "encryption_key": "A" * 43 + "="}},
+            "store.url: found 'redis://host:0/0'; expected memory://, ",
+        ),
+        (
+            {"jobs": {"endpoints": ["ocr", "embedings"]}},
+            "jobs.endpoints[1]: found 'embedings'; expected `embeddings`, perhaps; known are embeddings, ",
+        ),
+        (
+            {"jobs": {"endpoints": ["xyz"]}},
+            "jobs.endpoints[0]: found 'xyz'; expected one of embeddings, ",
+        ),
+        ({"jobs": {"endpoints": [5]}}, "jobs.endpoints[0]: found 5; expected text"),
+        ({"jobs": {"endpoints": ["ocr", "ocr"]}}, "jobs.endpoints: found a list of 2; expected each "),
+    ],
+    ids=str,
+)
+def test_a_slip_that_is_easily_made_is_named(sections: dict[str, Any], expected: str) -> None:
+    assert problem(**sections).startswith(expected)
 
 
 def test_a_file_of_authorities_has_to_be_there(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.conftest import Watch
-from tests.gateway import Gateway, Received, answer
+from tests.gateway import Gateway, Received, answer, raw
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 TRACEPARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -246,3 +246,45 @@ async def test_an_upstream_that_quotes_credentials_does_not_bring_them_into_the_
     shown = fields(caplog, "job failed")["upstream_message"]
     assert shown == "Bad keys: *** and ***, ***, ***; got Bearer ***"
     assert {key, "in-the-query"} <= watch.secrets
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}-{'x' * 40_000}\r\n\r\n",
+        f"GET /{KEY}{'x' * 40_000} HTTP/1.1\r\nHost: x\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: x\r\n{KEY}{'x' * 40_000}: x\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization {KEY}\r\n\r\n",
+        f"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: {KEY}\0\r\n\r\n",
+        f"GET {KEY} HTTP/9.9\r\nHost: x\r\n\r\n",
+        f"{KEY}\r\n\r\n",
+    ],
+)
+async def test_what_is_no_request_is_quoted_nowhere(proxy: Client, watch: Watch, head: str) -> None:
+    answered = await proxy.raw(head.encode())
+    assert answered.split()[1] == b"400"
+    assert KEY not in answered.decode() + "\n".join(watch.written)
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nX-Key: sk-quoted" + b"x" * 70_000 + b"\r\nContent-Length: 0\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nsk-quoted" + b"x" * 70_000 + b": x\r\n\r\n",
+        b"HTTP/1.1 200 " + b"sk-quoted" * 10_000 + b"\r\n\r\n",
+        b"HTTP/1.1 2x0 sk-quoted\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nsk-quoted\r\n\r\n",
+        b"sk-quoted\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nsk-quoted\r\n",
+    ],
+    ids=range(7),
+)
+async def test_what_is_no_answer_is_quoted_nowhere(
+    proxy: Client, gateway: Gateway, watch: Watch, head: bytes
+) -> None:
+    gateway.behaviour = raw(head)
+    await proxy.outcome(await proxy.submit())
+    await proxy.post("/v1/embeddings")
+    assert "quoted" not in "\n".join(watch.written)

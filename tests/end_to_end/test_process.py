@@ -73,6 +73,11 @@ async def serving(gateway: Gateway, tmp_path: Path, config: str = "") -> AsyncIt
     path.write_text(f"listen: 127.0.0.1:0\nupstreams:\n  - base_url: {gateway.url}/v1\n{config}")
     async with started("serve", "--config", str(path)) as process:
         line = await process.line()
+        if "format: json" in config:
+            said = json.loads(line)
+            assert said.keys() == {"time", "level", "event", "url"}
+            assert f" listens on {said['url']}, in front of gateway" in said["event"]
+            line = said["event"]
         assert line.startswith(f"asyncproxy {__version__} listens on http://127.0.0.1:"), line
         process.url = line.split(" listens on ")[1].split(",")[0]
         yield process
@@ -275,7 +280,7 @@ async def test_the_log_has_a_line_per_outcome_and_no_secret(
     config = f"""\
     headers: {{X-Key: sk-gateway}}
     retry: {{attempts: 1}}
-log: {{format: {style}, level: debug}}
+log: {{level: debug, format: {style}}}
 """
     model, text = "m\n2026 evil=1 \x1b[31m", "the text of a client"
     body = {"model": model, "input": text}
@@ -294,6 +299,7 @@ log: {{format: {style}, level: debug}}
         code, _, err = await process.end()
     assert code == 0
     assert err.count("upstream_unreachable") == 2
+    assert f"the upstream gateway is at {gateway.url}/v1" in err
     for hidden in (SECRET, text, "sk-gateway", 'embedding":', "\x1b", "\n2026 evil"):
         assert hidden not in err
     lines = [line for line in err.splitlines() if job["id"] in line or "/v1/embeddings" in line]

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -14,6 +15,7 @@ import pytest
 from asyncproxy.core.events import JobFinished, RequestPassed, Retried, SubmitRefused
 from asyncproxy.core.jobs import JobStatus
 from asyncproxy.observe.logs import LogObserver, logging_to_stderr
+from asyncproxy.wire import multipart
 
 JOB = JobFinished(
     job_id="an-id",
@@ -285,6 +287,16 @@ def test_of_libraries_only_warnings_are_written(written: Written) -> None:
         logging.getLogger("aiohttp.server").warning("this")
     (line,) = written().splitlines()
     assert json.loads(line)["event"] == "this"
+
+
+def test_no_byte_of_a_form_is_written(written: Written) -> None:
+    body = b"--x\r\nContent-Disposition: form-data; name=model\r\n\r\nm\r\n--xsecret"
+    bodies = [body[:end] + b"S" for end in range(len(body))] + [body + b"--S", b"SECRET", b"--x--\r\nS"]
+    with logging_to_stderr("debug", "text"):
+        for malformed in bodies:
+            with suppress(multipart.InvalidForm):
+                multipart.parse("multipart/form-data; boundary=x", malformed)
+    assert written() == ""
 
 
 def test_what_is_empty_is_left_out_and_zero_is_not(written: Written) -> None:

@@ -134,6 +134,20 @@ def test_the_page_has_the_buckets() -> None:
     }
 
 
+def test_each_help_text_stands_alone_and_names_its_unit() -> None:
+    """It is read in Prometheus and Grafana, where no other text is beside it."""
+    texts = re.findall(
+        r"^# HELP (asyncproxy_\w+) (.*)$", Metrics().page(READINGS).decode(), re.MULTILINE
+    )
+    assert len(texts) >= 28
+    for name, text in texts:
+        assert len(text.split()) >= 5, name
+        assert text.endswith("."), name
+        assert text.split()[0] not in ("Of", "What", "Until", "From", "How", "They"), name
+        unit = re.search(r"_(seconds|bytes)(_total)?$", name)
+        assert unit is None or unit[1] in text.lower(), name
+
+
 def test_there_is_an_example_of_every_event() -> None:
     assert set(HAPPENED) == {name for name in vars(Observer) if not name.startswith("_")}
 

@@ -851,6 +851,28 @@ async def test_a_cluster_holds_a_deployment_on_one_of_its_servers() -> None:
             server.close()
 
 
+async def test_a_user_without_role_or_config_can_start(caplog: pytest.LogCaptureFixture) -> None:
+    """Such a user cannot be told from one on a server that does not know the commands."""
+    async with (store := store_at(redis_server.restricted(), secrets.token_hex(8))).opened(print):
+        await store.check()
+        await store.create(job("a", clock=Clock()), CALL)
+        assert (await claims(store)).job.id == "a"
+    admin: Redis = Redis(port=redis_server.shared().port)
+    refused = await command(admin, "ACL LOG")
+    await admin.aclose()
+    # CONFIG and ROLE are asked for and not needed. CLIENT is what the library introduces itself with.
+    assert {entry[b"object"].decode().partition("|")[0] for entry in map(as_dict, refused)} <= {
+        "client",
+        "config",
+        "role",
+    }
+
+
+def as_dict(entry: Any) -> dict[bytes, bytes]:
+    """A reply of RESP2 that is a mapping."""
+    return entry if isinstance(entry, dict) else dict(zip(entry[::2], entry[1::2], strict=True))
+
+
 async def test_a_failover_goes_on_with_the_replica(tmp_path: Path) -> None:
     master = RedisServer(**{"repl-diskless-sync-delay": "0"})
     replica = RedisServer(replicaof=f"127.0.0.1 {master.port}")

@@ -22,7 +22,7 @@ from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
 from asyncproxy.stores.sqlite import file as sqlite_file
-from asyncproxy.stores.sqlite import queries
+from asyncproxy.stores.sqlite import queries, space
 from asyncproxy.stores.sqlite.migrations import SCHEMA
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
@@ -516,7 +516,7 @@ async def test_a_minute_after_everything_has_expired_only_the_spare_pages_are_un
             await store.tick()
         writing = store._writer._connection
         (unused,) = writing.execute("PRAGMA freelist_count").fetchone()
-        assert 1000 < unused <= queries.SPARE_PAGES
+        assert 1000 < unused <= space.SPARE_PAGES
         assert path.stat().st_size < (unused + 50) * PAGE
 
 
@@ -533,9 +533,9 @@ def test_pages_are_given_back_step_by_step_and_counted(tmp_path: Path, pages: in
 
         before = unused()
         assert before >= pages
-        surplus = queries.give_space_back(connection)
-        assert surplus == max(0, before - queries.SPARE_PAGES)
-        assert before - unused() == min(surplus, queries.FREED_PAGES)
+        surplus = space.free_pages(connection)
+        assert surplus == max(0, before - space.SPARE_PAGES)
+        assert before - unused() == min(surplus, space.FREED_PAGES)
 
 
 async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clock) -> None:

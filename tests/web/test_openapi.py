@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
+import yaml
 from aiohttp import web
 from schemathesis import Case, checks
 
@@ -95,6 +96,34 @@ def config(**jobs: Any) -> asyncproxy.config.model.Config:
 
 
 # The description itself.
+
+
+def keys_of(node: Any) -> Iterator[str]:
+    """All keys below a node."""
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+        if isinstance(key, str):
+            yield key
+        if isinstance(value, dict | list):
+            yield from keys_of(value)
+
+
+def test_no_key_is_half_a_sentence() -> None:
+    """An unquoted comma in a `{description: …}` ends it, and what follows is a key."""
+    text = (ROOT / "openapi.yaml").read_text(encoding="utf-8")
+    for description in (DESCRIPTION, yaml.safe_load(text)):
+        assert not [key for key in keys_of(description) if " " in key]
+
+
+def test_each_operation_has_an_id_of_its_own_that_is_a_name() -> None:
+    ids = [
+        operation["operationId"]
+        for item in DESCRIPTION["paths"].values()
+        for method, operation in item.items()
+        if method in METHODS
+    ]
+    assert len(ids) == len(set(ids)) > 90
+    assert all(name.isidentifier() for name in ids)
+    assert {"submit_embeddings", "poll_chat_completions", "relay_ocr", "healthy"} <= set(ids)
 
 
 def test_it_is_openapi_3_1() -> None:

@@ -19,6 +19,7 @@ from asyncproxy.wire.credentials import (
     masked_path,
     same,
     secrets,
+    without_quotes,
 )
 
 KEY = b"k" * 32
@@ -258,3 +259,24 @@ def test_no_long_credential_is_left(text: str, hidden: set[str]) -> None:
     """But where the mask itself would be one."""
     quoted = masked(text + " ".join(hidden), hidden, limit=1_000_000)
     assert not [secret for secret in hidden if secret in quoted and "*" not in secret]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("Got more than 8 bytes when reading: b'secret'...", "Got more than 8 bytes when reading"),
+        (
+            "Got more than 8 bytes when reading: bytearray(b'secret').",
+            "Got more than 8 bytes when reading",
+        ),
+        ("Bad status line 'secret'", "Bad status line"),
+        ('Bad status line "secret\'s"', "Bad status line"),
+        ("Invalid header token:\n\n  b'X secret'\n  ^", "Invalid header token"),
+        ("A length can't be here", "A length can't be here"),
+        ("'secret'", ""),
+        ("", ""),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_what_a_parser_quotes_is_left_out(message: str, expected: str) -> None:
+    assert without_quotes(message) == expected

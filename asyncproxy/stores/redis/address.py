@@ -10,7 +10,13 @@ from redis.asyncio.connection import Connection, parse_url
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import Sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, MovedError, ReadOnlyError, RedisError
+from redis.exceptions import (
+    AuthenticationError,
+    MovedError,
+    NoPermissionError,
+    ReadOnlyError,
+    ResponseError,
+)
 
 from asyncproxy.core.errors import StartupError
 
@@ -136,9 +142,11 @@ async def _must_be_master(connection: Connection) -> None:
     try:
         await connection.send_command("ROLE")
         role: Any = await connection.read_response(disable_decoding=True)
-    except RedisError as error:
-        if "NOPERM" in str(error) or "unknown command" in str(error):
-            return  # it may not be asked; a write will tell
+    except NoPermissionError:
+        return  # this user may not ask; a write will tell
+    except ResponseError as error:
+        if "unknown command" in str(error):
+            return  # nor is it known to every service; a write will tell
         raise
     if role[0] != b"master":
         raise ReadOnlyError("this server is a replica")

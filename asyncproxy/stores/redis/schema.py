@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
 from asyncproxy.core.errors import StartupError, StoreUnavailable
 from asyncproxy.stores.codec import Codec
-from asyncproxy.stores.redis.connection import ConnectionManager
 
-__all__ = ["SCHEMA", "look_after", "prepare_schema"]
+__all__ = ["SCHEMA", "check_schema", "look_after", "prepare_schema"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,21 +21,25 @@ logger = logging.getLogger(__name__)
 SCHEMA: Final = 2
 
 
+class Server(Protocol):
+    """Sends a command to Redis."""
+
+    async def call(self, *args: bytes | str | int) -> Any: ...
+
+
 async def prepare_schema(
-    link: ConnectionManager, run: Callable[..., Awaitable[Any]], prefix: str, codec: Codec
+    link: Server, run: Callable[..., Awaitable[Any]], prefix: str, codec: Codec
 ) -> None:
     """Raise the schema of what is in Redis to ours. Raises :class:`StartupError` if it is not ours.
 
-    Nodes of an earlier version that run go on without claiming (:data:`SCHEMA` in the scripts).
+    ``run`` runs a script. Nodes of an earlier version that run go on without claiming (``SCHEMA`` in
+    the scripts).
     """
     key = f"{prefix}meta"
     try:
         await link.call("HSETNX", key, "schema", SCHEMA)
         await link.call("HSETNX", key, "probe", codec.probe())
-        schema, probe = await link.call("HMGET", key, "schema", "probe")
-        if not schema.isdigit() or int(schema) > SCHEMA:
-            raise _refused(prefix, schema.decode(errors="replace"))
-        codec.check(probe)
+        await check_schema(link, prefix, codec)
         # With the first of our keys, so that the older ones can be dropped one day. A newer node may
         # have come between the two steps.
         if (held := await run("join", codec.probe())) > SCHEMA:
@@ -44,6 +47,15 @@ async def prepare_schema(
     except (RedisError, StoreUnavailable) as error:
         detail = error.detail if isinstance(error, StoreUnavailable) else str(error)
         raise StartupError(f"the store cannot be used: {detail}") from None
+
+
+async def check_schema(link: Server, prefix: str, codec: Codec) -> None:
+    """See that what is there is ours, if there is anything. Raises :class:`StartupError`."""
+    schema, probe = await link.call("HMGET", f"{prefix}meta", "schema", "probe")
+    if schema is not None and (not schema.isdigit() or int(schema) > SCHEMA):
+        raise _refused(prefix, schema.decode(errors="replace"))
+    if probe is not None:
+        codec.check(probe)
 
 
 def _refused(prefix: str, schema: str) -> StartupError:
@@ -54,7 +66,7 @@ def _refused(prefix: str, schema: str) -> StartupError:
     )
 
 
-async def look_after(link: ConnectionManager) -> None:
+async def look_after(link: Server) -> None:
     """Warn of a Redis that may lose jobs by its configuration, as far as it can be read."""
     found = {}
     for name in ("maxmemory", "maxmemory-policy", "appendonly"):

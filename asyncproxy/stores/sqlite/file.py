@@ -7,16 +7,26 @@ import os
 import secrets
 import sqlite3
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
-from asyncproxy.stores.codec import Codec
+from asyncproxy.stores.codec import Codec, require
 from asyncproxy.stores.sqlite.migrations import SCHEMA, migrate
 
-__all__ = ["check_place", "connect", "guard", "key_of", "locked", "prepared", "translate"]
+__all__ = [
+    "check",
+    "check_place",
+    "check_unlocked",
+    "connect",
+    "guard",
+    "key_of",
+    "locked",
+    "prepared",
+    "translate",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +56,11 @@ def key_of(path: Path) -> bytes:
 
     Raises :class:`StartupError`.
     """
+    return _key_beside(path) or _make_key(path)
+
+
+def _key_beside(path: Path) -> bytes | None:
+    """The key that was made for a database; None if that does not exist yet."""
     beside = path.with_name(path.name + ".key")
     try:
         return _read_key(beside)
@@ -58,6 +73,11 @@ def key_of(path: Path) -> bytes:
             f"{path} is there, and its key file {beside} is not. Put that back, or set "
             "store.encryption_key to what was in it"
         )
+    return None
+
+
+def _make_key(path: Path) -> bytes:
+    beside = path.with_name(path.name + ".key")
     key = secrets.token_bytes(32)
     try:
         with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -72,6 +92,36 @@ def key_of(path: Path) -> bytes:
         beside,
     )
     return key
+
+
+def check(path: Path, keys: Sequence[bytes]) -> None:
+    """Raise :class:`StartupError` for what a start would refuse, and change nothing.
+
+    ``keys`` are those of the configuration; none: that of the file beside the database is used.
+    """
+    require(extra="sqlite")
+    check_place(path)
+    keys = keys or tuple(filter(None, [_key_beside(path)]))
+    place = path if path.exists() else path.parent
+    if not os.access(place, os.W_OK):
+        raise StartupError(f"{path} cannot be opened: {place} is not writable for this user")
+    if not path.exists() or not path.stat().st_size:
+        return
+    # Read without a log of our own: files that we made could be another user's, and keep the proxy out.
+    how = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
+            if _check(connection, path):
+                _check_keys(connection, Codec(keys, seal_outcomes=False, extra="sqlite"))
+    except sqlite3.Error as error:
+        raise StartupError(f"{path} cannot be used: {error}") from error
+
+
+def check_unlocked(path: Path) -> None:
+    """Raise :class:`StartupError` if another process has a database."""
+    if path.with_name(path.name + ".lock").exists():
+        with locked(path):
+            pass
 
 
 def check_place(path: Path) -> None:
@@ -203,12 +253,12 @@ def prepared(path: Path, codec: Codec) -> None:
             try:
                 _set_up(connection, path, codec, schema)
             except sqlite3.Error as error:
+                # A file of an earlier schema cannot be used before it has ours.
                 if schema != SCHEMA or getattr(error, "sqlite_errorcode", None) not in _FULL:
                     raise
                 logger.warning("the disk of %s is full: polls are answered, and no job is taken", path)
-            else:
-                if 0 < schema < SCHEMA:
-                    logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
+        if 0 < schema < SCHEMA:
+            logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
     except OSError as error:
         raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
@@ -216,7 +266,8 @@ def prepared(path: Path, codec: Codec) -> None:
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec, schema: int) -> None:
-    if not schema:  # there is nothing in it
+    """Bring a database from ``schema``, 0 for one with nothing in it, to ours."""
+    if not schema:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
@@ -229,9 +280,9 @@ def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec, schema: in
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema of a file, which is ours or an earlier one. 0: there is nothing in it.
+    """The schema of a file: ours, an earlier one, or 0 for one with nothing in it.
 
-    Raises :class:`StartupError` for a database that cannot be used.
+    Raises :class:`StartupError` for one that cannot be used.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     version: int

@@ -9,17 +9,12 @@ from typing import Any, Final, NamedTuple
 from asyncproxy.stores.base import Alias
 
 __all__ = [
-    "FREED_PAGES",
     "ROWS",
-    "SPARE_PAGES",
     "Gone",
     "alias_of",
     "call_of",
-    "checkpoint",
     "count",
     "expire",
-    "further_steps",
-    "give_space_back",
     "insert",
     "live_after",
     "outcome_of",
@@ -31,15 +26,6 @@ __all__ = [
 
 # Rows per step of work that must not keep others waiting.
 ROWS: Final = 1000
-
-# Unused pages of 4 KiB that the file may keep, and how many are given back in one step: 10 ms.
-SPARE_PAGES: Final = 4096
-FREED_PAGES: Final = 1024
-
-# Of what is too much, a tenth is given back in each second, so most is gone in a minute: one step more
-# for each of so many pages, up to 0.6 s of the writing thread.
-_PAGES_PER_STEP: Final = 10 * FREED_PAGES
-_MAX_STEPS: Final = 64
 
 
 class Gone(NamedTuple):
@@ -167,30 +153,3 @@ def _delete(where: str, values: tuple[Any, ...], on: sqlite3.Connection) -> list
     gone = on.execute(delete, values).fetchall()
     on.executemany("DELETE FROM parts WHERE result = ?", [(seq,) for seq, _, _ in gone])
     return [Gone(job_id, size) for _, job_id, size in gone]
-
-
-# The file.
-
-
-def give_space_back(on: sqlite3.Connection) -> int:
-    """Make the file smaller if much of it is unused. A little is left: it is used again soon.
-
-    Returns the unused pages that there were too many of, before this step.
-    """
-    (pages,) = on.execute("PRAGMA page_count").fetchone()
-    (free,) = on.execute("PRAGMA freelist_count").fetchone()
-    surplus: int = max(0, free - max(SPARE_PAGES, pages // 4))
-    # SQLite frees one page per row of this statement, and Python 3.11 asks for the first row alone.
-    for _ in range(min(surplus, FREED_PAGES)):
-        on.execute("PRAGMA incremental_vacuum(1)").fetchall()
-    return surplus
-
-
-def further_steps(surplus: int) -> int:
-    """How often to call :func:`give_space_back` again, given what it has returned."""
-    return min(surplus // _PAGES_PER_STEP, _MAX_STEPS)
-
-
-def checkpoint(on: sqlite3.Connection) -> None:
-    """Move the log into the file, which is cut off only then. Nobody waits for it."""
-    on.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()

@@ -25,7 +25,7 @@ from asyncproxy.stores.base import Alias, Claim, Limits, Lost, UnreadableCall
 from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.local import LocalStore
 from asyncproxy.stores.parts import read_parts
-from asyncproxy.stores.sqlite import file, queries
+from asyncproxy.stores.sqlite import file, queries, space
 from asyncproxy.stores.sqlite.caches import RecentCalls, ResultCache
 from asyncproxy.stores.sqlite.queries import Gone
 from asyncproxy.stores.sqlite.readers import Readers
@@ -389,11 +389,7 @@ class SqliteStore(LocalStore):
     async def tick(self) -> None:
         await self._expire()
         self._live.wake_all()
-        surplus = await self._writer.do(queries.give_space_back)
-        for _ in range(queries.further_steps(surplus)):
-            await self._writer.do(queries.give_space_back)
-        if surplus:
-            await self._readers.do(queries.checkpoint)
+        await space.give_back(self._writer.do, self._readers.do)
 
     async def _expire(self) -> None:
         gone = queries.ROWS
