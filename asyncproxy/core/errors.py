@@ -22,7 +22,6 @@
         ├── IdempotencyKeyReused        422 idempotency_key_reused
         ├── TooManyJobs                 429 too_many_jobs
         ├── InternalError               500 internal_error
-        ├── UpgradeNotSupported         501 upgrade_not_supported
         ├── Overloaded                  503 overloaded
         ├── StoreFull                   503 store_full
         ├── StoreUnavailable            503 store_unavailable
@@ -78,7 +77,6 @@ __all__ = [
     "TooManyJobs",
     "UnknownEndpoint",
     "UnsupportedMediaType",
-    "UpgradeNotSupported",
     "UpstreamTimeout",
     "UpstreamUnreachable",
 ]
@@ -227,11 +225,6 @@ class InternalError(ApiError):
     status, code = 500, "internal_error"
 
 
-class UpgradeNotSupported(ApiError):
-    status, code = 501, "upgrade_not_supported"
-    close = True
-
-
 class Overloaded(_RetryLaterError):
     status, code = 503, "overloaded"
 
@@ -263,6 +256,12 @@ class Interrupted(CallError):
 
 
 class UpstreamUnreachable(CallError):
+    """``delivered``: whether any of the request may have reached the upstream.
+
+    False for a connection that was refused or not taken, a name that does not resolve, no route, TLS.
+    """
+
+    delivered: bool = True
     status, code = 502, "upstream_unreachable"
 
 
