@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiohttp.connector import Connection
 from websockets import (
     ClientConnection,
     ConnectionClosed,
@@ -19,6 +21,7 @@ from websockets import (
 )
 from websockets.typing import Subprotocol
 
+from asyncproxy.upstream.exchange import ConnectionPool
 from tests.conftest import Client, Start
 from tests.gateway import Gateway, answer, raw
 
@@ -162,26 +165,50 @@ async def test_a_client_that_vanishes_takes_the_servers_side_with_it(start: Star
         await client.wait_closed()
 
 
-async def test_what_a_client_said_last_arrives_before_it_vanishes(
-    start: Start, gateway: Gateway
+async def test_what_a_client_said_last_arrives_though_it_has_left(
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The server takes nothing yet, so a part of it is still with us when the client leaves."""
+    go_on = asyncio.Event()
+    got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+    take = ConnectionPool.take
+
+    async def narrow(pool: ConnectionPool, connect_s: float) -> Connection:
+        connection = await take(pool, connect_s)
+        assert connection.transport is not None
+        sock = connection.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        return connection
+
     async def serve_it(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(SWITCHED)
+        writer.transport.pause_reading()  # type: ignore[attr-defined]  # a transport that reads too
+        await go_on.wait()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
         got.set_result(await reader.read())
         writer.close()
 
-    got: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
-    async with await asyncio.start_server(serve_it, "127.0.0.1", 0) as server:
-        port = server.sockets[0].getsockname()[1]
-        proxy = await start(upstream={"base_url": f"http://127.0.0.1:{port}"})
+    monkeypatch.setattr(ConnectionPool, "take", narrow)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    async with await asyncio.start_server(serve_it, sock=listener):
+        proxy = await start(upstream={"base_url": f"http://127.0.0.1:{listener.getsockname()[1]}"})
         host, own_port = proxy.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(own_port))
         writer.write(UPGRADE + b"\r\n")
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"last words")
+        (passed,) = proxy.parts.pass_through._under_way
+        words = b"".join(b"%09d " % number for number in range(20_000))
+        writer.write(words[:150_000])
+        while passed.received_bytes < 150_000:
+            await asyncio.sleep(0)
+        writer.write(words[150_000:])
         writer.close()
-        assert await got == b"last words"
+        while not passed.client_gone:
+            await asyncio.sleep(0)
+        go_on.set()
+        assert await got == words
 
 
 async def test_a_server_that_vanishes_takes_the_clients_side_with_it(start: Start) -> None:
@@ -301,14 +328,19 @@ async def test_the_model_in_the_query_says_which_upstream(start: Start, gateway:
     assert gateway.received == []
 
 
-async def test_a_tunnel_has_its_line_in_the_log(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("leaves", ["with a close frame", "without a word"])
+async def test_a_tunnel_has_its_line_in_the_log(
+    start: Start, caplog: pytest.LogCaptureFixture, leaves: str
+) -> None:
     caplog.set_level(logging.INFO, "asyncproxy")
     async with behind(start, echo) as proxy:
         async with connected(proxy) as client:
             await client.send("hello")
             await client.recv()
+            if leaves == "without a word":
+                client.transport.abort()
         while proxy.parts.pass_through.under_way:
             await asyncio.sleep(0)
     (line,) = [r.__dict__ for r in caplog.records if r.getMessage() == "request"]
-    fields = line.get("fields", line)
+    fields = line["fields"]
     assert (fields["status"], fields["outcome"], fields["path"]) == (101, "ok", "/v1/realtime")

@@ -265,6 +265,7 @@ async def test_a_call_that_is_given_up_leaves_no_connection_behind(body: bytes) 
     "answer",
     [
         b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
+        b"HTTP/1.1 101 Switching\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n",
         b"what?\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n{}",
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
@@ -460,13 +461,36 @@ async def test_nothing_is_kept_for_an_upstream_that_a_reload_removed() -> None:
 
 
 async def test_an_upstream_that_a_reload_removed_ends_what_is_under_way() -> None:
-    async with server(answering(OK)) as wire:
+    go_on = asyncio.Event()
+
+    def behave(wire: Wire) -> Behave:
+        async def on_connection(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await wire.request(reader)
+            writer.write(OK[:-1])
+            await go_on.wait()
+            writer.write(OK[-1:])
+
+        return on_connection
+
+    async with server(behave) as wire:
         options = UpstreamOptions("one", wire.url)
         registry = UpstreamRegistry([options], HeavyWork())
         async with registry.connected():
             async with registry["one"].exchange("POST", "/v1/x", b"", b"{}") as response:
                 registry.replace(await registry.prepare([UpstreamOptions("two", wire.url)]))
                 (retiring,) = registry._retiring
-                assert await response.read() == b"{}"
+                assert await response.read() == b"{"
                 assert not retiring.done()
+                go_on.set()
+                assert await response.read() == b"}"
             await retiring
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+async def test_a_large_answer_is_checked_as_it_arrives_with_a_byte_order_mark_too(mark: bytes) -> None:
+    body = mark + b"[" + b"1.5," * 200_000 + b"1]"
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    async with server(answering(head + body)) as wire, upstream(wire) as up:
+        response = await up.call(call(), timeout_s=9)
+        assert response.body == body
+        assert response.checked
