@@ -22,7 +22,6 @@
         ├── IdempotencyKeyReused        422 idempotency_key_reused
         ├── TooManyJobs                 429 too_many_jobs
         ├── InternalError               500 internal_error
-        ├── UpgradeNotSupported         501 upgrade_not_supported
         ├── Overloaded                  503 overloaded
         ├── StoreFull                   503 store_full
         ├── StoreUnavailable            503 store_unavailable
@@ -78,7 +77,6 @@ __all__ = [
     "TooManyJobs",
     "UnknownEndpoint",
     "UnsupportedMediaType",
-    "UpgradeNotSupported",
     "UpstreamTimeout",
     "UpstreamUnreachable",
 ]
@@ -240,11 +238,6 @@ class InternalError(ApiError):
     status, code = 500, "internal_error"
 
 
-class UpgradeNotSupported(ApiError):
-    status, code = 501, "upgrade_not_supported"
-    close = True
-
-
 class Overloaded(_RetryLaterError):
     """More is asked for at once than the proxy takes: jobs if no ``message`` says otherwise."""
 
@@ -294,8 +287,9 @@ class Interrupted(CallError):
 class UpstreamUnreachable(CallError):
     """The call brought no answer.
 
-    ``delivered``: the request may have reached the upstream, and may have been what broke it. False:
-    the connection could not be made, so nothing is said about the request.
+    ``delivered``: whether any of the request may have reached the upstream. It may have been what broke
+    the upstream then. False for a connection that was refused or not taken, a name that does not
+    resolve, no route, TLS.
     """
 
     status, code = 502, "upstream_unreachable"

@@ -45,7 +45,7 @@ def upstream_headers(
     *,
     request_id: str | None,
     without: frozenset[str] = frozenset(),
-) -> list[tuple[str, str]]:
+) -> list[tuple[bytes, bytes]]:
     """The header fields that a request goes upstream with, but for its ``Content-Length``.
 
     ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
@@ -55,7 +55,7 @@ def upstream_headers(
     if keys and credential_header is not None:
         without = without | {credential_header.lower()}
     return headers.request_headers(
-        tuple(given.items()),
+        request.raw_headers,
         connection=given.getall(CONNECTION, ()),
         peer=request.remote,
         scheme=request.scheme,

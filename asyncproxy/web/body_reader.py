@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
@@ -72,7 +72,30 @@ class BodyReader:
             self._total -= size
         return b"".join(pieces)
 
-    async def pieces(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    async def begin(
+        self, request: web.BaseRequest, limit: int
+    ) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
+        """The body and None, if it has ``limit`` bytes at most. Otherwise its beginning, and the rest.
+
+        Raises what :meth:`read` does, but :class:`RequestTooLarge`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        rest = self.pieces(request)
+        try:
+            async for piece in rest:
+                size += len(piece)
+                self._total += len(piece)
+                if self._total > self.max_total_bytes:
+                    raise _too_much_at_once()
+                pieces.append(piece)
+                if size > limit:
+                    return b"".join(pieces), rest
+        finally:
+            self._total -= size
+        return b"".join(pieces), None
+
+    async def pieces(self, request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
         """The body as it arrives. Raises :class:`RequestTimeout`, and what a broken body raises."""
         await _continue(request)
         content = request.content

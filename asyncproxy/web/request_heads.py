@@ -101,7 +101,9 @@ class RequestHeads:
 
     def _sent(self, request: web.BaseRequest, caller: Caller) -> tuple[str, ...]:
         # There is always a field: X-Forwarded-Proto, if no other.
-        fields = upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
+        fields = headers.texts(
+            upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
+        )
         there = {name.lower() for name, _ in fields}
         pieces = [head_of(fields)]
         for name in ("X-Request-Id", "Idempotency-Key"):  # the upstream may see a job twice

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
+from codecs import BOM_UTF8
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -40,8 +41,10 @@ _BODILESS: Final = frozenset({204, 205})
 
 _FRACTIONS: Final = tuple(f".{milliseconds:03}Z" for milliseconds in range(1000))
 
-# Header fields of an answer that /content writes itself, or that are not true of the decoded body.
-_NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
+# Header fields of an answer that /content writes itself. A Content-Encoding that is still there was not
+# undone, and belongs to the body.
+_NOT_KEPT: Final = frozenset({"content-length", "date"})
+_NOT_KEPT_OF_JSON: Final = _NOT_KEPT | {"content-encoding"}
 
 # A result of this size is not copied into its envelope, but kept in parts, as it came if that is not in
 # crumbs.
@@ -75,31 +78,24 @@ def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
 
     Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
     """
-    head = response_lines(
-        answer.headers,
-        without=_NOT_KEPT,
-        limit=CONTENT_LIMIT,
-    )
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
+        head = response_lines(answer.headers, without=_NOT_KEPT, limit=CONTENT_LIMIT)
         return _finish(job, JobStatus.FAILED, answer.status, error, now, head, *_kept(answer.body))
-    if _has_json(answer):
-        pieces = answer.pieces if answer.checked else (_checked_json(answer),)
-        if answer.size >= _KEPT_APART:
-            return _finish(
-                job, JobStatus.COMPLETED, answer.status, b"", now, head, None, _parts(pieces)
-            )
-        if answer.size:
+    pieces = _json_pieces(job, answer)
+    if pieces is not None:
+        # JSON text as it is has no coding, whatever its fields say.
+        head = response_lines(answer.headers, without=_NOT_KEPT_OF_JSON, limit=CONTENT_LIMIT)
+        size = sum(map(len, pieces))
+        if size >= _KEPT_APART:
+            parts = _parts(pieces)
+            return _finish(job, JobStatus.COMPLETED, answer.status, b"", now, head, None, parts)
+        if size:
             return _finish(job, JobStatus.COMPLETED, answer.status, b"".join(pieces), now, head)
         # Without a body the envelope says null, and /content has none.
         return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
-    media_type = _media_type(answer)
-    if not ENDPOINTS[job.endpoint].media:
-        raise InvalidUpstreamResponse(
-            f"The upstream answered {answer.status} with {media_type[:100]}, "
-            "where application/json was expected."
-        )
-    frame = msgspec.json.encode({"content_type": media_type, "audio": ""})
+    frame = msgspec.json.encode({"content_type": _media_type(answer), "audio": ""})
+    head = response_lines(answer.headers, without=_NOT_KEPT, limit=CONTENT_LIMIT)
     finished = _finish(job, JobStatus.COMPLETED, answer.status, frame, now, head, *_kept(answer.body))
     middle = finished.start + len(frame) - len(b'"}')
     return msgspec.structs.replace(finished, start=middle, end=middle, encoded=True)
@@ -191,24 +187,39 @@ def _media_type(answer: UpstreamResponse) -> str:
     return (answer.header(b"content-type") or "application/json").partition(";")[0].strip().lower()
 
 
-def _has_json(answer: UpstreamResponse) -> bool:
-    """Whether the body of an answer has to be JSON, if there is one."""
-    subtype = _media_type(answer).rpartition("/")[2]
-    return answer.status in _BODILESS or subtype == "json" or subtype.endswith("+json")
+def _json_pieces(job: Job, answer: UpstreamResponse) -> tuple[bytes, ...] | None:
+    """The JSON text of a 2xx answer, without a byte order mark. None if it is media.
 
-
-def _checked_json(answer: UpstreamResponse) -> bytes:
-    """The body of an answer that has to be JSON."""
-    body = answer.body
-    if not body and answer.status in _BODILESS:
-        return body
+    Where an endpoint has JSON only, the body decides, as it does for a client's parser: some gateways
+    say ``text/plain`` of all their answers. Raises :class:`InvalidUpstreamResponse`.
+    """
+    if answer.status in _BODILESS and not answer.size:
+        return ()
+    media_type = _media_type(answer)
+    subtype = media_type.rpartition("/")[2]
+    says_json = subtype == "json" or subtype.endswith("+json")
+    if not says_json and ENDPOINTS[job.endpoint].media:
+        return None
+    pieces = answer.pieces
+    if pieces and pieces[0].startswith(BOM_UTF8):
+        pieces = (pieces[0].removeprefix(BOM_UTF8), *pieces[1:])
+    if answer.checked:
+        return pieces
+    text = _joined(pieces)
     try:
-        json_text.check(body)
+        json_text.check(text)
     except json_text.InvalidText as error:
         raise InvalidUpstreamResponse(
             f"The upstream answered {answer.status} with a body that is not JSON: {error}."
+            if says_json
+            else f"The upstream answered {answer.status} with {media_type[:100]}, "
+            "where application/json was expected."
         ) from None
-    return body
+    return (text,)
+
+
+def _joined(pieces: tuple[bytes, ...]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
@@ -268,7 +279,7 @@ def error_in(answer: UpstreamResponse) -> tuple[str, str]:
 
 
 def _given_error(answer: UpstreamResponse) -> _OpenAIError:
-    body = answer.body
+    body = answer.body.removeprefix(BOM_UTF8)
     try:
         return json_text.parse(body, _OPENAI_ERROR).error
     except (json_text.InvalidText, msgspec.ValidationError):

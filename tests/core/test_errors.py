@@ -57,7 +57,6 @@ CONTRACT = {
 BESIDE = {
     "InvalidRequest": (400, "invalid_request"),
     "InternalError": (500, "internal_error"),
-    "UpgradeNotSupported": (501, "upgrade_not_supported"),
     "StoreUnavailable": (503, "store_unavailable"),
 }
 
@@ -198,7 +197,7 @@ def test_the_message_is_what_str_says(kind: type[ApiError]) -> None:
 def test_a_connection_is_closed_where_the_rest_of_the_request_is_still_to_come(
     kind: type[ApiError],
 ) -> None:
-    closing = {"InvalidRequest", "RequestTimeout", "RequestTooLarge", "UpgradeNotSupported"}
+    closing = {"InvalidRequest", "RequestTimeout", "RequestTooLarge"}
     assert build(kind).close is (kind.__name__ in closing)
 
 

@@ -235,7 +235,7 @@ async def test_an_upstream_that_cannot_be_opened_changes_nothing(
         raise FileNotFoundError
 
     with monkeypatch.context() as patch:
-        patch.setattr("asyncproxy.upstream.client._ssl_context", gone)
+        patch.setattr("asyncproxy.upstream.client._tls", gone)
         with pytest.raises(FileNotFoundError):
             await reconfigure(proxy, upstream("two", other), jobs={"max_pending": 1})
     assert proxy.parts.config is before
