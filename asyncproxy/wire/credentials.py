@@ -18,6 +18,8 @@ from urllib.parse import unquote, unquote_plus
 
 from multidict import MultiMapping, istr
 
+from asyncproxy.wire.headers import OURS
+
 __all__ = [
     "HEADERS",
     "KeyRing",
@@ -47,8 +49,9 @@ _HARMLESS: Final = frozenset(
         *("connection", "content-disposition", "content-encoding", "content-language"),
         *("content-length", "content-type", "date", "expect", "forwarded", "from", "host"),
         *("idempotency-key", "max-forwards", "openai-beta", "origin", "pragma", "priority", "te"),
-        *("traceparent", "trailer", "transfer-encoding", "upgrade-insecure-requests", "user-agent"),
-        *("via", "x-real-ip", "x-request-id"),
+        *("traceparent", "trailer", "transfer-encoding", "upgrade", "upgrade-insecure-requests"),
+        *("user-agent", "via", "x-real-ip", "x-request-id"),
+        *OURS,
     }
 )
 _HARMLESS_PREFIXES: Final = ("sec-", "x-forwarded-", "x-stainless-")

@@ -341,6 +341,6 @@ async def test_a_tunnel_has_its_line_in_the_log(
                 client.transport.abort()
         while proxy.parts.pass_through.under_way:
             await asyncio.sleep(0)
-    (line,) = [r.__dict__ for r in caplog.records if r.getMessage() == "request"]
+    (line,) = [r.__dict__ for r in caplog.records if r.getMessage().startswith("request ")]
     fields = line["fields"]
     assert (fields["status"], fields["outcome"], fields["path"]) == (101, "ok", "/v1/realtime")
