@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import aiohttp.http_parser
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.http_exceptions import InvalidURLError
 
 from asyncproxy.core.errors import ApiError, InternalError, InvalidRequest, Overloaded
 from asyncproxy.loop.write_coalescing import CoalescingTransport, WriteCoalescer
@@ -41,8 +41,8 @@ _KEEPALIVE_FACTOR: Final = 1.25
 # Seconds for a client that is turned away to send its request and take its answer.
 _PATIENCE_S: Final = 2.0
 
-# Where a parser quotes what the client sent.
-_QUOTED: Final = re.compile(r"[:\s]*b?['\"].*", re.DOTALL)
+# Where a parser quotes what the client sent. Both quote the name of one field.
+_QUOTED: Final = re.compile(r"[:\s]+(?:bytearray\()?b?['\"](?!Host').*", re.DOTALL)
 
 
 def connection_options(client_timeout_s: float) -> dict[str, Any]:
@@ -217,8 +217,6 @@ class Connection(web.RequestHandler):
 
 def _reason(exc: BaseException | None, message: str) -> str:
     """What a parser says of a request, without what it quotes: a credential may be in that."""
-    if isinstance(exc, LineTooLong):
-        return f"a line of its head is longer than {_MAX_LINE} bytes"
     if isinstance(exc, InvalidURLError):
         return "its target is no URL"
     return _QUOTED.sub("", message.strip(" :").partition("\n")[0]).strip(" :.")[:200] or "unreadable"
