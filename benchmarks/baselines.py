@@ -81,7 +81,8 @@ _SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 def _app() -> web.Application:
-    return web.Application(handler_args=connection_options(client_timeout_s=60.0))
+    options = {**connection_options(client_timeout_s=60.0), "handler_cancellation": True}
+    return web.Application(handler_args=options)
 
 
 def _app_with_client() -> web.Application:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
 import socket
@@ -14,7 +15,7 @@ from typing import Any, Final, cast
 
 import aiohttp.http_parser
 from aiohttp import StreamReader, web
-from aiohttp.http_exceptions import InvalidURLError, LineTooLong
+from aiohttp.http_exceptions import BadHttpMethod, HttpProcessingError, InvalidURLError
 
 from asyncproxy.core.errors import ApiError, InternalError, InvalidRequest, Overloaded
 from asyncproxy.loop.write_coalescing import CoalescingTransport, WriteCoalescer
@@ -41,8 +42,11 @@ _KEEPALIVE_FACTOR: Final = 1.25
 # Seconds for a client that is turned away to send its request and take its answer.
 _PATIENCE_S: Final = 2.0
 
-# Where a parser quotes what the client sent.
-_QUOTED: Final = re.compile(r"[:\s]*b?['\"].*", re.DOTALL)
+# A method that is any token (RFC 9110, section 9.1), and a target. Both have limits elsewhere too.
+_REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) [^\s]+ HTTP/1\.[01]\r\n")
+
+# Where a parser quotes what the client sent. Both quote the name of one field.
+_QUOTED: Final = re.compile(r"[:\s]+(?:bytearray\()?b?['\"](?!Host').*", re.DOTALL)
 
 
 def connection_options(client_timeout_s: float) -> dict[str, Any]:
@@ -125,7 +129,7 @@ class EdgeServer(web.Server):
     def _request(
         self, message: Any, payload: StreamReader, protocol: Any, writer: Any, task: Any
     ) -> web.BaseRequest:
-        kind = _LastRequest if message.chunked else web.BaseRequest
+        kind = _LastRequest if message.chunked or protocol.other_method else web.BaseRequest
         return kind(message, payload, protocol, writer, task, self.loop)
 
 
@@ -140,6 +144,12 @@ class _LastRequest(web.BaseRequest):
     def keep_alive(self) -> bool:
         return False
 
+    @property
+    def method(self) -> str:
+        connection = self.protocol
+        assert isinstance(connection, Connection)
+        return connection.other_method or super().method
+
 
 class Connection(web.RequestHandler):
     """One client connection.
@@ -150,11 +160,13 @@ class Connection(web.RequestHandler):
     ``last_head`` is for :class:`~asyncproxy.web.request_heads.RequestHeads`.
     """
 
-    __slots__ = ("_server", "_unwanted", "last_head")
+    __slots__ = ("_options", "_server", "_unwanted", "last_head", "other_method")
 
     def __init__(self, server: EdgeServer, **options: Any) -> None:
         super().__init__(server, **options)
         self._server = server
+        self._options = options
+        self.other_method = ""  # one that aiohttp's parser does not know
         self._unwanted: StreamReader | None = None  # the body of a request that has its answer
         self.last_head: object = None
 
@@ -172,12 +184,44 @@ class Connection(web.RequestHandler):
         super().data_received(data)
         if self._unwanted is not None:
             self._drop_unwanted()
+        queue = self._messages
+        if queue and isinstance(error := getattr(queue[-1][0], "exc", None), BadHttpMethod):
+            self._read_other_method(data, error)
 
     def eof_received(self) -> None:
         # The transport closes itself next, also if the client only has nothing more to say.
         if isinstance(self.transport, CoalescingTransport):
             self.transport.flush()
         super().eof_received()
+
+    def _read_other_method(self, data: bytes, error: BadHttpMethod) -> None:
+        """Have a request read whose method the parser does not know: as a POST, with a new parser.
+
+        The head has to be in ``data``, and no other request under way. The connection closes after it.
+        """
+        line = _REQUEST_LINE.match(data)
+        if line is None or len(self._messages) > 1 or self._current_request is not None:
+            return
+        parser, options = self._parser, self._options
+        self._parser = aiohttp.http_parser.HttpRequestParser(
+            self,
+            options["loop"],
+            options["read_bufsize"],
+            max_line_size=options["max_line_size"],
+            max_field_size=options["max_field_size"],
+            max_headers=options["max_headers"],
+            payload_exception=web.RequestPayloadError,
+            auto_decompress=False,
+        )
+        refusal = self._messages.pop()
+        with contextlib.suppress(HttpProcessingError):
+            messages, _, _ = self._parser.feed_data(b"POST" + data[line.end(1) :])
+            self._messages.extend(messages[:1])
+        if self._messages:
+            self.other_method = line[1].decode()
+        else:
+            self._parser = parser
+            self._messages.append(refusal)
 
     def finish_response(self, request: web.BaseRequest, resp: Any, start_time: float | None) -> Any:
         # aiohttp reads the rest of a body after its answer, for ten seconds: a reset would overtake the
@@ -217,8 +261,6 @@ class Connection(web.RequestHandler):
 
 def _reason(exc: BaseException | None, message: str) -> str:
     """What a parser says of a request, without what it quotes: a credential may be in that."""
-    if isinstance(exc, LineTooLong):
-        return f"a line of its head is longer than {_MAX_LINE} bytes"
     if isinstance(exc, InvalidURLError):
         return "its target is no URL"
     return _QUOTED.sub("", message.strip(" :").partition("\n")[0]).strip(" :.")[:200] or "unreadable"

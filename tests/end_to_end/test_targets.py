@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -93,6 +94,60 @@ async def test_a_body_goes_upstream_though_its_target_was_resolved(
     assert (got.method, got.target, got.body) == ("POST", "/v1/y", b"{}")
 
 
+@pytest.mark.parametrize("before", ["", "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"])
+@pytest.mark.parametrize("method", ["FOO", "GETX", "M-SEARCH", "X.Y!", "V" * 64])
+@pytest.mark.parametrize("pieces", [1, 2])
+@pytest.mark.one_store
+async def test_any_method_passes_through(
+    proxy: Client, gateway: Gateway, method: str, before: str, pieces: int
+) -> None:
+    gateway.behaviour = answer({"passed": True})
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(proxy.url.rpartition(":")[2]))
+    if before:
+        writer.write(before.encode())
+        await reader.readuntil(b"}")
+    body = b"x" * 500_000
+    head = (
+        f"{method} /v1/things?a=1 HTTP/1.1\r\nHost: x\r\nX-A: 1\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    if pieces == 1:
+        writer.write(head.encode() + body)
+    else:
+        writer.write(head.encode())
+        async with asyncio.timeout(20):
+            while not proxy.parts.pass_through.under_way:
+                await asyncio.sleep(0)
+        writer.write(body)
+    assert (await reader.read()).endswith(b'{"passed": true}'), "and the connection closes"
+    (got,) = gateway.received
+    assert (got.method, got.target, got.header("X-A"), got.body) == (
+        method,
+        "/v1/things?a=1",
+        "1",
+        body,
+    )
+    writer.close()
+
+
+@pytest.mark.one_store
+async def test_another_method_of_a_path_of_ours_is_refused(proxy: Client) -> None:
+    assert (await asked(proxy, "FOO /v1/async/embeddings"))[0] == 405
+
+
+@pytest.mark.parametrize(
+    "line", ["FOO", "FOO /", "FOO / HTTP/2.0", "F(O / HTTP/1.1", "V" * 65 + " / HTTP/1.1"]
+)
+@pytest.mark.one_store
+async def test_what_is_no_request_line_is_refused(proxy: Client, gateway: Gateway, line: str) -> None:
+    assert (await proxy.raw(f"{line}\r\nHost: x\r\n\r\n".encode())).startswith(b"HTTP/1.0 400 ")
+    smuggled = "GET /admin HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = f"FOO /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n{smuggled}"
+    assert (await proxy.raw(request.encode())).count(b"HTTP/1.1 ") == 1
+    twice = "FOO / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"
+    assert (await proxy.raw(twice.encode())).startswith(b"HTTP/1.0 400 ")
+    assert gateway.received == []
+
+
 @pytest.mark.parametrize(
     "request_bytes",
     [
@@ -101,7 +156,7 @@ async def test_a_body_goes_upstream_though_its_target_was_resolved(
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization : sk-secret-1\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\nAuthorization: sk-secret-\x00\r\n\r\n",
         b"GET http://sk-secret-1@[::1/ HTTP/1.1\r\nHost: x\r\n\r\n",
-        b"sk-secret-1 / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"sk-(secret-1 / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /sk-secret-\x01 HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /?sk-secret-" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
