@@ -48,7 +48,7 @@ from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
 from asyncproxy.observe.tracing import ATTEMPT, ENDPOINT, JOB, MODEL, UPSTREAM, Span, Tracer
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.upstream.client import Upstream
-from asyncproxy.wire import credentials, envelope, submission
+from asyncproxy.wire import body_fields, credentials, envelope
 from asyncproxy.wire.trace_context import carried, trace_id
 
 __all__ = ["Dispatcher"]
@@ -356,7 +356,7 @@ class Dispatcher:
         if ended != 404 and not retry.is_retryable(ended):
             return False
         following, rest = job.fallbacks[0], job.fallbacks[1:]
-        body = submission.with_model(call.body, following.model)
+        body = await self._heavy_work.run(body_fields.with_model(call.body, following.model))
         # It is another request: an upstream that honours the key would answer it as the first.
         headers = [
             (name, f"{value}-{job.fallback_index + 1}" if name.lower() == "idempotency-key" else value)

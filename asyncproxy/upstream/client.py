@@ -41,7 +41,7 @@ from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
 from asyncproxy.upstream import exchange
 from asyncproxy.upstream.exchange import Connections, Exchange
 from asyncproxy.upstream.target import Target
-from asyncproxy.wire import json_text
+from asyncproxy.wire import body_fields, json_text
 from asyncproxy.wire.headers import field_lines
 
 __all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
@@ -63,7 +63,8 @@ _NOT_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
 class UpstreamOptions:
     """How to reach one upstream. Times in seconds, sizes in bytes.
 
-    ``headers`` are set on every request, over the client's. ``base_url`` is ``http://``, ``https://``
+    ``headers`` are set on every request, over the client's. ``strip_model_prefix`` is taken off the
+    model of each job. ``base_url`` is ``http://``, ``https://``
     or ``unix:/path/to.sock`` (optionally ``:/base/path`` after it).
     """
 
@@ -75,6 +76,7 @@ class UpstreamOptions:
     max_result_bytes: int = 64 * 1024 * 1024
     ca_file: str | None = None
     insecure_skip_verify: bool = False
+    strip_model_prefix: str = ""
 
     def __repr__(self) -> str:
         return f"UpstreamOptions({self.name!r})"
@@ -168,9 +170,12 @@ class Upstream:
     async def _call(self, call: Call, *, timeout_s: float) -> UpstreamResponse:
         connect_s = min(self.connect_s, timeout_s)
         try:
+            body = await self._body(call)
             async with (
                 asyncio.timeout(timeout_s),
-                Exchange(self._connections, self._head(call), call.body, connect_s=connect_s) as answer,
+                Exchange(
+                    self._connections, self._head(call, body), body, connect_s=connect_s
+                ) as answer,
             ):
                 if answer.status < 200:
                     raise aiohttp.ClientConnectionError(f"unexpected status {answer.status}")
@@ -179,7 +184,17 @@ class Upstream:
         except (TimeoutError, aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
             raise translate(error, self.name) from error
 
-    def _head(self, call: Call) -> bytes:
+    async def _body(self, call: Call) -> bytes:
+        """The body of a call, its model as this upstream knows it."""
+        prefix = self._options.strip_model_prefix
+        if not prefix:
+            return call.body
+        types = [value for name, value in call.headers if name.lower() == "content-type"]
+        return await self._heavy_work.run(
+            body_fields.without_model_prefix(types[0] if types else "", call.body, prefix)
+        )
+
+    def _head(self, call: Call, body: bytes) -> bytes:
         """The request line and the header fields. Raises :class:`ValueError` if they cannot be sent."""
         if "\r" in call.head or "\0" in call.head:  # of what would split it, a call has no line feed
             raise ValueError("a header field cannot be sent")
@@ -187,7 +202,7 @@ class Upstream:
         # A result is kept decoded; that it travels compressed costs both ends more than it saves.
         return (
             f"POST {self._target.path(call.target)} HTTP/1.1\r\n{lines}"
-            f"Accept-Encoding: identity\r\nContent-Length: {len(call.body)}\r\n\r\n"
+            f"Accept-Encoding: identity\r\nContent-Length: {len(body)}\r\n\r\n"
         ).encode()
 
     async def _read(self, answer: Exchange) -> tuple[tuple[bytes, ...], bool]:

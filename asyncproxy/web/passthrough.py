@@ -28,7 +28,7 @@ from asyncproxy.upstream.model_routes import ModelRoutes
 from asyncproxy.upstream.target import loggable
 from asyncproxy.web.auth import authenticate, upstream_headers
 from asyncproxy.web.body_reader import BodyReader
-from asyncproxy.wire import headers, submission
+from asyncproxy.wire import body_fields, headers
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.trace_context import carried, trace_id
 
@@ -178,7 +178,7 @@ class PassThrough:
             if isinstance(data, bytes):
                 exchange.received_bytes = len(data)
             if self._routes.needs_model and path.startswith("/v1/") and isinstance(data, bytes):
-                model = submission.model_of(data)
+                model = body_fields.model_of(data)
         # After the last await: the upstreams may be others than when the request began.
         name = self._routes.first if model is None else self._routes.upstream_for(model)
         exchange.upstream = name
