@@ -18,6 +18,7 @@ from typing import Any
 import brotli
 import pytest
 
+from asyncproxy.loop.heavy_work import HeavyWork
 from tests.conftest import EMBED, JSON, Client, Start
 from tests.gateway import Gateway, answer
 
@@ -377,6 +378,36 @@ async def test_a_large_body_with_many_names_is_read_without_being_built(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (await proxy.outcome(await proxy.submit(body)))["status"] == "completed"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+async def test_a_large_body_gives_way_to_others(
+    proxy: Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """However it is read: it is checked in steps, and hashed in steps."""
+    gateway.behaviour = answer({"ok": 1})
+    turns = 0
+    inner = HeavyWork.next
+
+    async def counted(heavy_work: HeavyWork) -> None:
+        nonlocal turns
+        turns += 1
+        await inner(heavy_work)
+
+    monkeypatch.setattr(HeavyWork, "next", counted)
+    deep = b'{"model":"m","input":[' + b"[[[[[1]]]]]," * 350_000 + b"1]}"
+    await proxy.submit(deep, headers=headers)
+    assert turns >= len(deep) // (128 * 1024) + bool(headers) * (len(deep) // 1024**2)
+    turns = 0
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"\r\n--c" * 800_000
+    )
+    coding = {"Content-Type": "multipart/form-data; boundary=b"}
+    answered = await proxy.post("/v1/async/audio/transcriptions", form, headers=coding)
+    assert answered.code == "invalid_form"
+    assert turns >= len(form) // (256 * 1024)
 
 
 @pytest.mark.one_store

@@ -160,6 +160,18 @@ def test_embeddings_need_an_input(given_input: bytes | None) -> None:
     assert check_json(CHAT, body) == "m"  # no other endpoint has to have one
 
 
+def test_embeddings_of_a_conversation_need_no_input() -> None:
+    """vLLM takes `messages` in its place."""
+    for extra in (b"", b',"fallbacks":[]'):
+        assert (
+            check_json(EMBEDDINGS, b'{"model":"m","messages":[{"role":"user"}]' + extra + b"}") == "m"
+        )
+        assert check_json(EMBEDDINGS, b'{"model":"m","input":[],"messages":[1]' + extra + b"}") == "m"
+        with pytest.raises(MissingParameter) as caught:
+            check_json(EMBEDDINGS, b'{"model":"m","messages":[]' + extra + b"}")
+        assert caught.value.param == "input"
+
+
 @pytest.mark.parametrize("given_input", [b'"x"', b'[""]', b"[1,2]", b"0", b'{"a":1}', b"[[1],[2]]"])
 def test_what_an_input_holds_is_for_the_upstream_to_judge(given_input: bytes) -> None:
     assert check_json(EMBEDDINGS, b'{"model":"m","input":' + given_input + b"}") == "m"
