@@ -27,8 +27,8 @@ _WINDOW: Final = 64 * 1024
 _LONGEST_NUMBER: Final = 256 * 1024
 
 # Work up to a pause: bytes that were passed, and rounds of the walk, of some µs each.
-_PAUSE_BYTES: Final = 128 * 1024
-_PAUSE_ROUNDS: Final = 2048
+_PAUSE_BYTES: Final = 64 * 1024
+_PAUSE_ROUNDS: Final = 1024
 
 # Open brackets. The json module of Python gives up at about as many.
 _DEEPEST: Final = 1000

@@ -316,8 +316,8 @@ def test_a_pause_is_due_before_much_was_done(name: str, monkeypatch: pytest.Monk
         for span in json_scan.spans(HUGE[name]):
             if span is None:
                 pauses += 1
-                assert rounds - done <= 2048
-                assert walks[0].at - passed <= 128 * KIB + 256 * KIB
+                assert rounds - done <= 1024
+                assert walks[0].at - passed <= 64 * KIB + 256 * KIB
                 passed, done = walks[0].at, rounds
-    assert rounds - done <= 2048
-    assert pauses >= len(walks) * walks[0].at // (512 * KIB)
+    assert rounds - done <= 1024
+    assert pauses >= len(walks) * walks[0].at // (256 * KIB)
