@@ -181,6 +181,7 @@ def compose(config: Config, *, whole: bool = True) -> Proxy:
         new_id=new_id,
         observer=observer,
         tracer=tracer,
+        heavy_work=heavy_work,
         lifetimes=settings.lifetimes(config),
     )
     requests = JobRequests(service, RequestHeads(keys, store.credential_keys[0]), body_reader)

@@ -21,16 +21,21 @@ from asyncproxy.core.errors import (
 from asyncproxy.core.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.core.jobs import Call, Fallback, Job, Outcome
 from asyncproxy.dispatch.dispatcher import Dispatcher
+from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.observe.tracing import ENDPOINT, JOB, MODEL, Tracer
 from asyncproxy.stores.base import Alias, Store
 from asyncproxy.upstream.model_routes import ModelRoutes
-from asyncproxy.wire import credentials, multipart, preferences, submission
+from asyncproxy.wire import credentials, preferences, submission
 from asyncproxy.wire.request import Caller, Request, RequestHead
+from asyncproxy.wire.steps import Steps, at_once
 from asyncproxy.wire.submission import Submission
 
 __all__ = ["JobService", "Lifetimes", "Submitted", "shutting_down"]
 
 logger = logging.getLogger(__name__)
+
+# Bytes of a body that are hashed in one step, of a millisecond.
+_HASHED_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class JobService:
         new_id: Callable[[], str],
         observer: Observer,
         tracer: Tracer,
+        heavy_work: HeavyWork,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -77,6 +83,7 @@ class JobService:
         self._new_id = new_id
         self._observer = observer
         self._tracer = tracer
+        self._heavy_work = heavy_work
         self.retry_after_s = dispatcher.retry_after_s
         self.read = store.read
         self.waiting = 0  # clients that are held until a job ends
@@ -93,12 +100,11 @@ class JobService:
         :class:`ShuttingDown`.
         """
         head = request.head
-        asked = submission.check(endpoint, head.content_type, request.body)
+        asked = await self._check(endpoint, request)
         alias = None
         if (key := head.idempotency_key) is not None:
-            name = self._hash(b"key", head.caller.digest, endpoint.name.encode(), key)
-            contents = multipart.contents(head.content_type, request.body)
-            alias = Alias(name, self._hash(request.query_bytes, *contents))
+            name = at_once(self._hash(b"key", head.caller.digest, endpoint.name.encode(), key))
+            alias = Alias(name, await self._identify(asked, request, request.query_bytes))
         return await self._create(endpoint, request, asked, alias)
 
     async def submit_relayed(
@@ -109,16 +115,23 @@ class JobService:
         ``is_retry``: the client says that it has sent this request before. Raises as :meth:`submit`.
         """
         head = request.head
-        asked = submission.check(endpoint, head.content_type, request.body)
+        asked = await self._check(endpoint, request)
         key = head.idempotency_key
-        contents = multipart.contents(head.content_type, request.body)
-        path = endpoint.name.encode()
-        name = self._hash(
-            b"relay", head.caller.digest, path, request.query_bytes, key or b"", *contents
+        path, query = endpoint.name.encode(), request.query_bytes
+        name = await self._identify(
+            asked, request, b"relay", head.caller.digest, path, query, key or b""
         )
         reuse = is_retry or endpoint.repeatable or key is not None
         alias = Alias(name, b"", reuse_existing=reuse, single_use=True)
         return await self._create(endpoint, request, asked, alias)
+
+    async def _check(self, endpoint: Endpoint, request: Request) -> Submission:
+        content_type, body = request.head.content_type, request.body
+        asked = submission.check_small(endpoint, content_type, body)
+        if asked is None:
+            steps = submission.check_in_steps(endpoint, content_type, body)
+            asked = await self._heavy_work.run(steps)
+        return asked
 
     async def _create(
         self, endpoint: Endpoint, request: Request, asked: Submission, alias: Alias | None
@@ -225,7 +238,13 @@ class JobService:
             traceparent=traceparent,
         )
 
-    def _hash(self, *parts: bytes) -> bytes:
+    async def _identify(self, asked: Submission, request: Request, *parts: bytes) -> bytes:
+        """The hash of ``parts`` and of what tells the body from others."""
+        body = memoryview(request.body)
+        contents = (body[start:end] for start, end in asked.contents or ((0, len(body)),))
+        return await self._heavy_work.run(self._hash(*parts, *contents))
+
+    def _hash(self, *parts: bytes | memoryview) -> Steps[bytes]:
         """16 bytes that stand for ``parts``: each with its length, so that they cannot run together.
 
         Keyed: what is kept of a request must not let anybody find out its text by trying.
@@ -233,7 +252,10 @@ class JobService:
         digest = blake2b(digest_size=16, key=self._key)
         for part in parts:
             digest.update(len(part).to_bytes(8, "big"))
-            digest.update(part)
+            for start in range(0, len(part), _HASHED_AT_ONCE):
+                if start:
+                    yield
+                digest.update(part[start : start + _HASHED_AT_ONCE])
         return digest.digest()
 
 

@@ -80,6 +80,8 @@ class UpstreamConfig(_Section):
     """Shell-style patterns. The first upstream that matches the model gets the request."""
     headers: dict[str, SecretStr] = {}
     """Set on every request to it, over the client's."""
+    strip_model_prefix: Annotated[str, Field(max_length=64)] = ""
+    """Taken off the model of a job before the call, as Bifrost does with "openai/"."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
     """Background calls in flight."""
     timeout: TimeoutConfig = TimeoutConfig()

@@ -91,6 +91,7 @@ def upstream_options(config: Config) -> list[UpstreamOptions]:
             max_result_bytes=config.jobs.max_result_bytes,
             ca_file=upstream.ca_file,
             insecure_skip_verify=upstream.insecure_skip_verify,
+            strip_model_prefix=upstream.strip_model_prefix,
         )
         for upstream in config.upstreams
     ]

@@ -115,7 +115,10 @@ class Attempts:
         except CallError as error:
             return error
         finally:
-            del self._workers[job_id]
+            # A claim may be lost and taken again here before its call has ended: the next call is
+            # there.
+            if self._workers.get(job_id) is worker:
+                del self._workers[job_id]
 
     def _start_span(
         self, name: str, job: Job, *, started_at: float | None = None, outward: bool = False

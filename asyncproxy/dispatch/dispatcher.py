@@ -30,7 +30,7 @@ from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.observe.tracing import Tracer
 from asyncproxy.stores.base import Claim, Store, UnreadableCall
 from asyncproxy.upstream.client import Upstream
-from asyncproxy.wire import submission
+from asyncproxy.wire import body_fields
 
 __all__ = ["Dispatcher"]
 
@@ -72,6 +72,7 @@ class Dispatcher:
         self._rng = rng or random.Random()  # noqa: S311  jitter
         self._deadline_s = deadline_s
         self._pools = WorkerPools(upstreams, self._turn, self._new_gate, monotonic)
+        self._heavy_work = heavy_work
         self._attempts = Attempts(
             observer=observer, tracer=tracer or Tracer(), clock=clock, monotonic=monotonic
         )
@@ -275,7 +276,8 @@ class Dispatcher:
                 return
             case NextModel():
                 self._observer.fell_back(FellBack(job.id, job.upstream))
-                following, call = _with_next_model(job, claim.call)
+                body = body_fields.with_model(claim.call.body, job.fallbacks[0].model)
+                following, call = _with_next_model(job, claim.call, await self._heavy_work.run(body))
                 await self._recorder.release(following, call=call)
             case _:
                 if last_call is not None and ending not in (Ending.AWAY, Ending.RATE_LIMITED):
@@ -285,8 +287,8 @@ class Dispatcher:
             await self._recorder.pause(job, job.lane, lane_pause_s)
 
 
-def _with_next_model(job: Job, call: Call) -> tuple[Job, Call]:
-    """A job and its call, for the next of its models."""
+def _with_next_model(job: Job, call: Call, body: bytes) -> tuple[Job, Call]:
+    """A job and its call, for the next of its models, which ``body`` names."""
     following, *rest = job.fallbacks
     index = (job.fallback_index or 0) + 1
     # It is another request: an upstream that honours the key would answer it as the first.
@@ -304,5 +306,4 @@ def _with_next_model(job: Job, call: Call) -> tuple[Job, Call]:
         held_s=0.0,
         held_at=0.0,
     )
-    body = submission.with_model(call.body, following.model)
     return job, msgspec.structs.replace(call, body=body, head=head_of(headers))

@@ -6,7 +6,9 @@ import asyncio
 import math
 from collections import deque
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
+
+from asyncproxy.wire.steps import Steps
 
 __all__ = ["HEAVY_BYTES", "HeavyWork"]
 
@@ -19,6 +21,9 @@ _ROUNDS_BETWEEN: Final = 3
 # As much time for other things is enough between two turns: when there is so much to do that rounds are
 # long, heavy work gets its share too.
 _ENOUGH_S: Final = 0.002
+
+
+T = TypeVar("T")
 
 
 class HeavyWork:
@@ -42,6 +47,19 @@ class HeavyWork:
         else:
             self._taken = True
             loop.call_soon(self._pass, loop, _ROUNDS_BETWEEN)
+
+    async def run(self, steps: Steps[T]) -> T:
+        """The result of ``steps``: the first at once, each further one in a turn of its own.
+
+        Raises what the steps raise.
+        """
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                result: T = end.value
+                return result
+            await self.next()
 
     def _pass(self, loop: asyncio.AbstractEventLoop, rounds: int, enough_at: float = math.inf) -> None:
         now = monotonic()

@@ -16,9 +16,10 @@ from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
 from asyncproxy.upstream.errors import translate
 from asyncproxy.upstream.exchange import ConnectionPool, Exchange, RequestBody, connection_pool
 from asyncproxy.upstream.target import Target
-from asyncproxy.wire import content_coding, json_text
-from asyncproxy.wire.content_coding import TooLarge, Undecodable
+from asyncproxy.wire import body_fields, content_coding, json_text
+from asyncproxy.wire.content_coding import CannotDecode
 from asyncproxy.wire.headers import field_lines
+from asyncproxy.wire.steps import Steps
 
 __all__ = ["Upstream", "UpstreamOptions"]
 
@@ -43,6 +44,8 @@ class UpstreamOptions:
     max_result_bytes: int = 64 * 1024 * 1024
     ca_file: str | None = None
     insecure_skip_verify: bool = False
+    strip_model_prefix: str = ""
+    """Taken off the model of each job."""
 
     def __repr__(self) -> str:
         return f"UpstreamOptions({self.name!r})"
@@ -134,11 +137,12 @@ class Upstream:
         Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout`` after
         ``timeout_s``, ``ResultTooLarge``, or ``Interrupted`` for a call that cannot be sent.
         """
+        body = await self._body(call)
         exchange = Exchange(
             self._pool,
             "POST",
-            self._head(call),
-            call.body,
+            self._head(call, len(body)),
+            body,
             connect_s=min(self.options.connect_s, timeout_s),
         )
         try:
@@ -148,14 +152,24 @@ class Upstream:
             raise self.timed_out(error) from error
         return await self._decoded(UpstreamResponse(exchange.status, exchange.headers, pieces, checked))
 
-    def _head(self, call: Call) -> bytes:
+    async def _body(self, call: Call) -> bytes:
+        """The body of a call, its model as this upstream knows it."""
+        prefix = self.options.strip_model_prefix
+        if not prefix:
+            return call.body
+        types = [value for name, value in call.headers if name.lower() == "content-type"]
+        content_type = types[0] if types else ""
+        steps = body_fields.without_model_prefix(content_type, call.body, prefix)
+        return await self._heavy_work.run(steps)
+
+    def _head(self, call: Call, length: int) -> bytes:
         """The request line and the header lines. Raises :class:`Interrupted` if they cannot be sent."""
         fields: Iterable[tuple[str, str]] = call.headers
         if self.overridden:
             fields = [pair for pair in fields if pair[0].lower() not in self.overridden]
         head = (
             f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._call_lines}{field_lines(fields)}"
-            f"Content-Length: {len(call.body)}\r\n\r\n"
+            f"Content-Length: {length}\r\n\r\n"
         )
         # Of what would split the head, the fields of a call have no line feed.
         if "\r" in call.head or "\0" in call.head:
@@ -203,15 +217,15 @@ class Upstream:
         What cannot be undone is the upstream's last word all the same: its status counts, and asking
         again would bring no other bytes.
         """
-        codings = content_coding.codings(answer.headers)
-        if not codings or not answer.size:
+        named = [value for name, value in answer.headers if name.lower() == b"content-encoding"]
+        if not named or not answer.size:
             return answer
-        limit = self.options.max_result_bytes
+        codings = content_coding.codings_of(b",".join(named).decode("latin-1"))
+        if not codings:
+            return answer
         try:
-            body = await asyncio.to_thread(content_coding.decode, answer.body, codings, limit)
-        except TooLarge:
-            raise self._too_large() from None
-        except Undecodable:
+            body = await self._heavy_work.run(self._undone(codings, answer.body))
+        except CannotDecode:
             return answer
         headers = tuple(field for field in answer.headers if field[0].lower() != b"content-encoding")
         text = json_text.Arriving(_CHECKED_AT_ONCE)
@@ -221,6 +235,22 @@ class Upstream:
                 await self._heavy_work.next()
                 text.step()
         return UpstreamResponse(answer.status, headers, (body,), await self._end_of(text, len(body)))
+
+    def _undone(self, codings: Sequence[str], body: bytes) -> Steps[bytes]:
+        """A body without its codings. Raises :class:`CannotDecode` or :class:`ResultTooLarge`."""
+        limit = self.options.max_result_bytes
+        pieces: list[bytes] = []
+        size = work = 0
+        for piece in content_coding.decoded(codings, body, max_bytes=limit):
+            pieces.append(piece)
+            size += len(piece)
+            work += len(piece) + content_coding.PIECE_COST
+            if size > limit:
+                raise self._too_large()
+            if work >= HEAVY_BYTES:
+                work = 0
+                yield
+        return b"".join(pieces)
 
     def _too_large(self) -> ResultTooLarge:
         limit = self.options.max_result_bytes

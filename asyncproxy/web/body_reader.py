@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
-from asyncproxy.core.errors import ApiError, InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
+from asyncproxy.core.errors import (
+    ApiError,
+    InvalidRequest,
+    Overloaded,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
 from asyncproxy.web.wire_response import write_continue
+from asyncproxy.wire import content_coding
+from asyncproxy.wire.content_coding import CannotDecode
 
 __all__ = ["BodyReader", "expect_nothing"]
 
@@ -55,10 +64,34 @@ class BodyReader:
             return body
         if (request.content_length or 0) > self.max_bytes:
             raise self._too_large()
+        return await self._gathered(self.pieces(request))
+
+    async def decode(self, codings: Sequence[str], body: bytes) -> bytes:
+        """A body that was read, its content codings undone.
+
+        Raises :class:`RequestTooLarge` as soon as the limit is passed, :class:`UnsupportedMediaType`
+        for a body that is in no such coding, or :class:`Overloaded`.
+        """
+        try:
+            return await self._gathered(self._decoded(codings, body))
+        except CannotDecode as error:
+            raise UnsupportedMediaType(f"The body cannot be decoded: {error}.") from None
+
+    async def _decoded(self, codings: Sequence[str], body: bytes) -> AsyncIterator[bytes]:
+        work = 0
+        for piece in content_coding.decoded(codings, body, max_bytes=self.max_bytes):
+            yield piece
+            work += len(piece) + content_coding.PIECE_COST
+            if work >= HEAVY_BYTES:
+                work = 0
+                await self._heavy_work.next()
+
+    async def _gathered(self, source: AsyncIterator[bytes]) -> bytes:
+        """All that comes from ``source``. Raises :class:`RequestTooLarge` or :class:`Overloaded`."""
         pieces: list[bytes] = []
         size = 0
         try:
-            async for piece in self.pieces(request):
+            async for piece in source:
                 size += len(piece)
                 self._total += len(piece)
                 if size > self.max_bytes:

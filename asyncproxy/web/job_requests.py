@@ -26,7 +26,8 @@ class JobRequests:
     async def read(self, request: web.BaseRequest) -> Request:
         """A request to its end.
 
-        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read` and :meth:`BodyReader.read` do.
+        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read`, :meth:`BodyReader.read` and
+        :meth:`BodyReader.decode` do.
         """
         if self._service.draining:
             raise shutting_down()
@@ -34,7 +35,10 @@ class JobRequests:
         body = self._body_reader.read_buffered(request)
         if body is None:
             body = await self._body_reader.read(request)
-        return Request(head, request.rel_url.raw_query_string, body)
+        received = body
+        if head.codings:
+            body = await self._body_reader.decode(head.codings, received)
+        return Request(head, request.rel_url.raw_query_string, body, received)
 
     async def submit(self, endpoint: Endpoint, request: web.BaseRequest) -> Submitted:
         """Make a request a job, or find the job that its ``Idempotency-Key`` names."""

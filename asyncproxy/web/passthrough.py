@@ -27,7 +27,7 @@ from asyncproxy.web.body_reader import BodyReader
 from asyncproxy.web.passed_request import PassedRequest
 from asyncproxy.web.passed_response import break_off, relay
 from asyncproxy.web.tunnel import UPGRADE, tunnel, wants_tunnel
-from asyncproxy.wire import submission
+from asyncproxy.wire import body_fields
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.headers import raw_lines
 
@@ -174,7 +174,7 @@ class PassThrough:
         model: str | None = None
         if self._routes.needs_model and passed.path.startswith("/v1/"):
             if isinstance(body, bytes) and body:
-                model = submission.model_of(body)
+                model = body_fields.model_of(body)
             elif wants_tunnel(passed.request):  # as the realtime API names it
                 query = parse_qs(passed.path.partition("?")[2], max_num_fields=100)
                 model = query.get("model", [None])[0]

@@ -85,14 +85,14 @@ class Relay:
         try:
             read = await self._requests.read(request)
             job = (await self._service.submit_relayed(endpoint, read, is_retry=_is_retry(request))).job
-        except UnsupportedMediaType:
-            return await self._elsewhere(request)
         except StreamingNotSupported:
             assert read is not None
-            body = [read.body]
+            body = [read.received]
             del read
             return await self._pass_on(request, _without_prefix(request), body)
         except ApiError as error:
+            if isinstance(error, UnsupportedMediaType) and not request.content.at_eof():
+                return await self._elsewhere(request)  # its body was not read
             self._service.refused(endpoint, error)
             raise
         del read  # nothing of the request is kept here while the job is held

@@ -15,7 +15,7 @@ from aiohttp import web
 from asyncproxy.core.jobs import head_of
 from asyncproxy.web.auth import authenticate, upstream_headers
 from asyncproxy.web.connection import Connection
-from asyncproxy.wire import credentials, headers, submission, trace_context
+from asyncproxy.wire import credentials, headers, multipart, submission, trace_context
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.request import Caller, RequestHead
 
@@ -30,7 +30,10 @@ _LONGEST_REQUEST_ID: Final = 256
 _MOST_FIELDS: Final = 32
 _MOST_BYTES: Final = 4096
 
-_LEFT: Final = headers.OURS | {"accept-encoding"}
+# A content coding is undone before a body becomes a job.
+_LEFT: Final = headers.OURS | {"accept-encoding", "content-encoding"}
+
+_JSON: Final = "application/json"
 
 
 class _Remembered(msgspec.Struct, frozen=True, gc=False):
@@ -88,10 +91,10 @@ class RequestHeads:
         given = request.headers
         caller = self.caller(request)
         content_type = given.get("Content-Type", "")
-        submission.check_content_type(content_type, given.get("Content-Encoding"))
         return RequestHead(
             caller=caller,
-            content_type=content_type,
+            content_type=content_type if multipart.is_form(content_type) else _JSON,
+            codings=submission.codings(given.get("Content-Encoding")),
             traceparent=trace_context.valid(given.get("traceparent")),
             request_id=_request_id(given.get("X-Request-Id", "")),
             ttl=given.get("x-bf-async-job-result-ttl"),
@@ -104,6 +107,12 @@ class RequestHeads:
         fields = headers.texts(
             upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
         )
+        kinds = [value for name, value in fields if name.lower() == "content-type"]
+        if len(kinds) != 1 or not _is_known(kinds[0]):  # it is read as JSON, and sent as that
+            fields = [pair for pair in fields if pair[0].lower() != "content-type"]
+            fields.append(
+                ("Content-Type", kinds[0] if kinds and multipart.is_form(kinds[0]) else _JSON)
+            )
         there = {name.lower() for name, _ in fields}
         pieces = [head_of(fields)]
         for name in ("X-Request-Id", "Idempotency-Key"):  # the upstream may see a job twice
@@ -119,6 +128,10 @@ class RequestHeads:
             if name.lower() == b"content-length":
                 return _Remembered(raw[:at], name, raw[at + 1 :], self._keys.digests, head)
         return None
+
+
+def _is_known(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == _JSON or multipart.is_form(content_type)
 
 
 def _request_id(given: str) -> str:

@@ -1,102 +1,171 @@
-"""Content codings and how they are undone (RFC 9110, section 8.4). Pure.
-
-The time is linear in the size of the result, which is limited. A large body belongs in a thread.
-"""
+"""Undoes the content codings of a body (RFC 9110, section 8.4), a piece at a time. Pure."""
 
 from __future__ import annotations
 
+import importlib
 import zlib
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Protocol
 
-try:
-    from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # Python 3.14
-except ImportError:
-    zstd = None
+__all__ = ["CODINGS", "PIECE_COST", "CannotDecode", "codings_of", "decoded"]
 
-__all__ = ["TooLarge", "Undecodable", "codings", "decode"]
+# Bytes that go into a decoder at once, and that come out of it at the most.
+_IN: Final = 64 * 1024
+_OUT: Final = 256 * 1024
 
-# The most codings that are undone: each may blow up what the one before has made.
-_MOST_CODINGS: Final = 4
+# To decode a piece takes as long as to copy so many bytes of it, however small it is.
+PIECE_COST: Final = 16 * 1024
 
-_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
-_RAW_DEFLATE: Final = -zlib.MAX_WBITS
+# Compressed streams one after the other. Each has to be begun anew, however short it is.
+_MAX_STREAMS: Final = 2048
 
-# Bytes that a stream is given at once.
-_FIRST_WINDOW: Final = 256
-_LARGEST_WINDOW: Final = 256 * 1024
+# Each coding may multiply the bytes by a thousand, so two of them are what is undone.
+_MAX_CODINGS: Final = 2
 
-_ERRORS: Final = (zlib.error,) if zstd is None else (zlib.error, zstd.ZstdError)
+# The largest window that a zstd frame may ask for: 8 MiB (RFC 9659, section 3).
+_ZSTD_WINDOW_LOG: Final = 23
 
 
-class Undecodable(ValueError):
-    """A coding that is not known here, or bytes that are not in the coding they are said to be in."""
+class CannotDecode(ValueError):
+    """A body that is not in the coding it is said to be in. The message holds none of it."""
 
 
-class TooLarge(ValueError):
-    """The decoded body is larger than was asked for."""
+def codings_of(content_encoding: str) -> tuple[str, ...] | None:
+    """The codings that a ``Content-Encoding`` names, in the order in which they were applied.
 
-
-def codings(headers: Iterable[tuple[bytes, bytes]]) -> list[str]:
-    """The content codings that header fields name, lower case, in the order they were applied."""
-    named = [
-        name.strip().lower().decode("latin-1")
-        for field, value in headers
-        if field.lower() == b"content-encoding"
-        for name in value.split(b",")
-    ]
-    return [name for name in named if name not in ("", "identity")]
-
-
-def decode(body: bytes, names: Sequence[str], limit: int) -> bytes:
-    """``body`` without the codings ``names``, which were applied in this order.
-
-    Raises :class:`Undecodable`, or :class:`TooLarge` as soon as there are more than ``limit`` bytes.
+    None if one of them is none of ours, or if there are too many.
     """
-    if len(names) > _MOST_CODINGS:
-        raise Undecodable("too many content codings")
-    for name in reversed(names):
-        if name in ("gzip", "x-gzip"):
-            body = _members(body, limit, lambda: zlib.decompressobj(_GZIP_OR_ZLIB))
-        elif name == "deflate":
-            bits = zlib.MAX_WBITS if _has_zlib_header(body) else _RAW_DEFLATE
-            body = _members(body, limit, partial(zlib.decompressobj, bits))
-        elif name == "zstd" and zstd is not None:
-            body = _members(body, limit, zstd.ZstdDecompressor)
-        else:
-            raise Undecodable("a content coding that is not known")
-    return body
+    names = (name.strip().lower() for name in content_encoding.split(","))
+    found = tuple(name for name in names if name not in ("", "identity"))
+    return found if len(found) <= _MAX_CODINGS and all(name in CODINGS for name in found) else None
 
 
-def _has_zlib_header(body: bytes) -> bool:
-    """Whether a body begins as RFC 1950 says. Some send the bare stream, without that wrapper."""
-    return len(body) > 1 and body[0] & 0x0F == 8 and (body[0] << 8 | body[1]) % 31 == 0
+def decoded(codings: Iterable[str], body: bytes, *, max_bytes: int) -> Iterator[bytes]:
+    """What ``body`` was before ``codings``, in pieces of 256 KiB at the most; some may be empty.
+
+    Each piece takes some milliseconds. Beyond ``max_bytes`` there is one more piece, and then no more.
+    Raises :class:`CannotDecode`.
+    """
+    pieces: Iterator[bytes] = (body[start : start + _IN] for start in range(0, len(body), _IN))
+    for coding in reversed(tuple(codings)):
+        pieces = _bounded(CODINGS[coding](pieces), max_bytes)
+    return pieces
 
 
-def _members(body: bytes, limit: int, new: Callable[[], Any]) -> bytes:
-    """The content of a compressed stream, or of several that follow each other."""
-    pieces: list[bytes] = []
-    size = position = 0
-    while position < len(body):
-        stream = new()
-        # What is behind a stream is copied at its end. So a stream gets little at once while it is
-        # short: a million short ones would copy the whole rest a million times.
-        window = _FIRST_WINDOW
-        while not stream.eof:
-            given = body[position : position + window]
-            if not given:
-                raise Undecodable("the compressed stream has no end")
+def _bounded(pieces: Iterator[bytes], max_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        yield piece
+        size += len(piece)
+        if size > max_bytes:
+            return
+
+
+class _Decoder(Protocol):
+    """Undoes one compressed stream."""
+
+    ended: bool
+    """Whether the stream is at its end."""
+    full: bool
+    """Whether there is more to come of the input so far."""
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        """256 KiB at the most of what comes next, and the rest of ``data``, to be given again."""
+
+
+class _Zlib:
+    def __init__(self, window_bits: int) -> None:
+        self._decoder = zlib.decompressobj(window_bits)
+        self.ended = self.full = False
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        piece = self._decoder.decompress(data, _OUT)
+        self.ended, self.full = self._decoder.eof, len(piece) == _OUT
+        return piece, self._decoder.unused_data or self._decoder.unconsumed_tail
+
+
+class _Brotli:
+    def __init__(self, module: Any) -> None:
+        self._decoder = module.Decompressor()
+        self.ended = self.full = False
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        piece: bytes = self._decoder.process(data, output_buffer_limit=_OUT)
+        self.ended, self.full = self._decoder.is_finished(), not self._decoder.can_accept_more_data()
+        return piece, b""
+
+
+class _Zstd:
+    def __init__(self, module: Any) -> None:
+        options = {module.DecompressionParameter.window_log_max: _ZSTD_WINDOW_LOG}
+        self._decoder = module.ZstdDecompressor(options=options)
+        self.ended = self.full = False
+
+    def decompress(self, data: bytes) -> tuple[bytes, bytes]:
+        piece: bytes = self._decoder.decompress(data, _OUT)
+        self.ended, self.full = self._decoder.eof, not self._decoder.needs_input
+        return piece, self._decoder.unused_data if self.ended else b""
+
+
+def _deflate(start: bytes) -> _Zlib:
+    """Deflate is in zlib's format (RFC 1950), but some clients leave out the frame of it."""
+    framed = start[0] & 0x0F == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
+    return _Zlib(zlib.MAX_WBITS if framed else -zlib.MAX_WBITS)
+
+
+def _undone(
+    pieces: Iterator[bytes],
+    decoder_for: Callable[[bytes], _Decoder],
+    errors: tuple[type[Exception], ...],
+) -> Iterator[bytes]:
+    decoder: _Decoder | None = None
+    streams = 0
+    for piece in pieces:
+        data = piece
+        while True:
+            if decoder is None:
+                if not data:
+                    break
+                decoder = decoder_for(data)
+                streams += 1
+                if streams > _MAX_STREAMS:
+                    raise CannotDecode(f"it is more than {_MAX_STREAMS} compressed streams")
             try:
-                # One byte more than is allowed tells too much from just enough.
-                piece = stream.decompress(given, limit - size + 1)
-            except _ERRORS as error:
-                raise Undecodable(str(error)) from None
-            pieces.append(piece)
-            size += len(piece)
-            if size > limit:
-                raise TooLarge(f"more than {limit} bytes")
-            position += len(given)
-            window = min(2 * window, _LARGEST_WINDOW)
-        position -= len(stream.unused_data)
-    return b"".join(pieces)
+                out, data = decoder.decompress(data)
+            except errors:
+                raise CannotDecode("it is not compressed as its Content-Encoding says") from None
+            yield out
+            if decoder.ended:  # another member may follow (RFC 1952, section 2.2; RFC 8878, section 3)
+                decoder = None
+            elif not decoder.full:
+                break
+    if decoder is not None:
+        raise CannotDecode("it ends before its compressed data does")
+
+
+def _module(*names: str) -> Any:
+    """The first of the modules that is there, or None."""
+    for name in names:
+        try:
+            return importlib.import_module(name)
+        except ImportError:
+            continue
+    return None
+
+
+def _codings() -> dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]]:
+    """What undoes each coding that this interpreter has a library for."""
+    gzip, errors = lambda _: _Zlib(16 + zlib.MAX_WBITS), (zlib.error,)
+    found = {
+        "gzip": lambda pieces: _undone(pieces, gzip, errors),
+        "x-gzip": lambda pieces: _undone(pieces, gzip, errors),
+        "deflate": lambda pieces: _undone(pieces, _deflate, errors),
+    }
+    if (brotli := _module("brotli", "brotlicffi")) is not None:
+        found["br"] = lambda pieces: _undone(pieces, lambda _: _Brotli(brotli), (brotli.error,))
+    if (zstd := _module("compression.zstd", "backports.zstd")) is not None:
+        found["zstd"] = lambda pieces: _undone(pieces, lambda _: _Zstd(zstd), (zstd.ZstdError,))
+    return found
+
+
+CODINGS: Final = _codings()

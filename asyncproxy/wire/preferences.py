@@ -12,6 +12,13 @@ __all__ = ["preferences", "ttl", "wait"]
 
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
+# A preference up to its comma: name, value, and the parameters, which are skipped. A comma or semicolon
+# within quotes ends nothing.
+_QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
+_PREFERENCE: Final = re.compile(
+    rf'[\s,]*+([^\s=;,"]++)\s*+(?:=\s*+(?:({_QUOTED})|([^;,"]*+))\s*+)?+(?:;(?:[^,"]|{_QUOTED})*+)?+(?:,|$)'
+)
+
 
 def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
     """Seconds that a result lives after completion, given ``x-bf-async-job-result-ttl``.
@@ -39,9 +46,15 @@ def wait(query: str | None, prefer: str | None, *, max_s: float) -> float | None
 
 
 def preferences(prefer: str) -> dict[str, str]:
-    """The preferences of a ``Prefer`` field (RFC 7240): lower-case names, values without quotes."""
+    """The preferences of a ``Prefer`` field (RFC 7240): lower-case names, values without quotes.
+
+    What stands behind one that cannot be read is as if it were absent: where it ends is not known.
+    """
     found: dict[str, str] = {}
-    for part in prefer.split(","):
-        name, _, value = part.partition(";")[0].partition("=")
-        found.setdefault(name.strip().lower(), value.strip().strip('"'))
+    at = 0
+    while one := _PREFERENCE.match(prefer, at):
+        name, quoted, bare = one.groups(default="")
+        value = re.sub(r"\\(.)", r"\1", quoted[1:-1]) if quoted else bare.strip()
+        found.setdefault(name.lower(), value)  # of one that is there twice, the first counts
+        at = one.end()
     return found

@@ -19,19 +19,22 @@ class Caller(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestHead(msgspec.Struct, frozen=True, gc=False):
-    """The head of a request that may become a job, without its method and its target.
-
-    ``traceparent`` is empty if there is no valid one, ``request_id`` if there is none. ``ttl`` is as
-    the client wrote it. ``sent`` is what goes upstream, in pieces: the job's id belongs between them.
-    """
+    """The head of a request that may become a job, without its method and its target."""
 
     caller: Caller
     content_type: str
+    """That of a form as the client wrote it; ``application/json`` for anything else."""
+    codings: tuple[str, ...]
+    """The content codings of the body, in the order in which they were applied."""
     traceparent: str
+    """Empty if there is no valid one."""
     request_id: str
+    """Empty if there is none."""
     ttl: str | None
+    """As the client wrote it."""
     idempotency_key: bytes | None
     sent: tuple[str, ...]
+    """The header fields that go upstream, in pieces: the job's id belongs between them."""
 
     def sent_for(self, job_id: str) -> str:
         """The header fields that go upstream for a job, as a ``Call`` has them."""
@@ -42,14 +45,15 @@ class RequestHead(msgspec.Struct, frozen=True, gc=False):
 
 
 class Request(msgspec.Struct, frozen=True, gc=False):
-    """A request that is to become a job, read to its end.
-
-    ``query`` is the raw query string, without its question mark. ``body`` is as the client sent it.
-    """
+    """A request that is to become a job, read to its end."""
 
     head: RequestHead
     query: str
+    """The raw query string, without its question mark."""
     body: bytes
+    """Its content codings undone."""
+    received: bytes
+    """The body as the client sent it."""
 
     @property
     def query_bytes(self) -> bytes:

@@ -1,4 +1,4 @@
-"""A request becomes the parts of a job, or an error. Pure: one pass over the bytes.
+"""A request becomes the parts of a job, or an error. Pure: no value of a body is built but our own.
 
 The wire contract, section 2: what is checked here is what we need to run the job and what could never
 succeed. The upstream is the judge of the rest.
@@ -7,9 +7,7 @@ succeed. The upstream is the judge of the rest.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from itertools import islice
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -23,16 +21,20 @@ from asyncproxy.core.errors import (
     StreamingNotSupported,
     UnsupportedMediaType,
 )
-from asyncproxy.wire import json_text, multipart
+from asyncproxy.wire import body_fields, content_coding, json_text, multipart
+from asyncproxy.wire.json_scan import NotAnObject
+from asyncproxy.wire.steps import Steps, at_once
 
 __all__ = [
     "Submission",
     "check",
-    "check_content_type",
+    "check_in_steps",
+    "check_small",
+    "codings",
     "count_inputs",
-    "model_of",
-    "with_model",
 ]
+
+_UNSET: Final = msgspec.UNSET
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):
@@ -41,17 +43,23 @@ class Submission(msgspec.Struct, frozen=True, gc=False):
     model: str
     body: bytes
     fallbacks: tuple[str, ...] | None = None
+    contents: tuple[tuple[int, int], ...] = ()
+    """What tells the request's body from others: the parts of a form, whose boundary is random."""
 
 
-class _Fields(msgspec.Struct):
-    model: Any = msgspec.UNSET
-    input: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
-    stream: Any = msgspec.UNSET
-    stream_format: Any = msgspec.UNSET
-    fallbacks: Any = msgspec.UNSET
+class _Fields(msgspec.Struct, gc=False):
+    """The fields of ours, each in the one type in which nothing else is built. Of JSON, the start."""
+
+    model: str | msgspec.UnsetType = _UNSET
+    input: msgspec.Raw | msgspec.UnsetType = _UNSET
+    messages: msgspec.Raw | msgspec.UnsetType = _UNSET
+    stream: bool | msgspec.UnsetType | None = _UNSET
+    stream_format: str | msgspec.UnsetType | None = _UNSET
+    fallbacks: msgspec.Raw | msgspec.UnsetType = _UNSET
 
 
 _FIELDS: Final = msgspec.json.Decoder(_Fields)
+_TEXTS: Final = msgspec.json.Decoder(list[str])
 
 
 class _Input(msgspec.Struct):
@@ -62,88 +70,155 @@ _INPUT: Final = msgspec.json.Decoder(_Input)
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 # Inputs are counted in bodies up to this size. It takes a millisecond at the most.
 _COUNTED_BYTES: Final = 64 * 1024
-_OBJECT: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_QUOTED_NAMES: Final = tuple((name, f'"{name}"'.encode()) for name in _Fields.__struct_fields__)
-_ANY_NAME: Final = re.compile(b'"(?:%b)"' % "|".join(_Fields.__struct_fields__).encode())
-# Bytes in which all names may be found at once: what is found in them is not much.
-_SHORT: Final = 16 * 1024
+
+_ONE_NAME: Final = re.compile(b'"(?:%b)"' % "|".join(body_fields.ONCE).encode())
 _BACKSLASH: Final = ord("\\")  # an int is looked for in a quarter of the time that bytes take
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[567]")
-_MARKS: Final = b"\x01\x02\x03\x04\x05"
-_BETWEEN_MARKS: Final = re.compile(rb"([^\x01-\x05]*)([\x01-\x05])")
-# Possessive: the engine would remember each character otherwise, to come back to it.
-_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
-_LEAF: Final = re.compile(rb"\{[^{}\[\]]*\}|\[[^{}\[\]]*\]")
-_NO_SKELETON: Final = bytes(set(range(256)) - set(b"{}[]" + _MARKS))
+
+# A body up to this size is decoded in one piece, which takes 3 ms at the most.
+_SMALL: Final = 256 * 1024
 
 # Characters of a model name: it is kept, compared and logged apart from the body.
 _MAX_MODEL: Final = 512
 
-# Models tried after the first, at the most.
+# Models tried after the first, at the most, and the bytes of their list.
 _MAX_FALLBACKS: Final = 10
+_MAX_FALLBACKS_BYTES: Final = 2 * _MAX_FALLBACKS * body_fields.MAX_TEXT_BYTES
 
 _EMPTY: Final = frozenset({b"null", b'""', b"[]", b"{}"})
+_LONGEST_EMPTY: Final = 4
+
+
+def codings(content_encoding: str | None) -> tuple[str, ...]:
+    """What has to be undone of a body, in the order in which it was done.
+
+    Raises :class:`UnsupportedMediaType` for a coding that is none of ours.
+    """
+    if not content_encoding:
+        return ()
+    found = content_coding.codings_of(content_encoding)
+    if found is None:
+        known = ", ".join(content_coding.CODINGS)
+        raise UnsupportedMediaType(
+            f"This Content-Encoding cannot be undone here. Leave it out, or use one of: {known}.",
+            headers=(("Accept-Encoding", known),),  # RFC 9110, section 15.5.16
+        )
+    return found
 
 
 def check(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
-    """What a request asks for, whose content type :func:`check_content_type` has let pass.
+    """What a request asks for, checked in one piece.
 
     Raises :class:`InvalidJson`, :class:`InvalidForm`, :class:`InvalidType`,
     :class:`MissingParameter` or :class:`StreamingNotSupported`, with the offending field as
     ``param``.
     """
-    if content_type.lstrip()[:10].lower() == "multipart/":
+    quick = check_small(endpoint, content_type, body)
+    return at_once(check_in_steps(endpoint, content_type, body)) if quick is None else quick
+
+
+def check_small(endpoint: Endpoint, content_type: str, body: bytes) -> Submission | None:
+    """What a usual small JSON body asks for. None for all others: see :func:`check_in_steps`.
+
+    Raises as :func:`check`.
+    """
+    if len(body) > _SMALL or content_type[:9].lower() == "multipart":
+        return None
+    try:
+        if not body.isascii():
+            body.decode()  # msgspec does not look into the strings that it skips
+        fields = _FIELDS.decode(body)
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
+        return None  # it may yet be JSON
+    if fields.fallbacks is not _UNSET:
+        return None
+    # A name that stands there once cannot be there twice, unless a letter of it is escaped.
+    if _BACKSLASH in body and _ESCAPED_LETTER.search(body) is not None:
+        return None
+    names = _ONE_NAME.findall(body)
+    if len(set(names)) != len(names):
+        return None
+    return Submission(_checked(endpoint, fields), body)
+
+
+def check_in_steps(endpoint: Endpoint, content_type: str, body: bytes) -> Steps[Submission]:
+    """The same as :func:`check`, in steps of some milliseconds, whatever the body is."""
+    if multipart.is_form(content_type):
         return _check_form(endpoint, content_type, body)
     return _check_json(endpoint, body)
 
 
-def check_content_type(content_type: str, content_encoding: str | None) -> None:
-    """Raise :class:`UnsupportedMediaType` unless a body of this kind can become a job."""
-    media_type = content_type.partition(";")[0].strip().lower()
-    if media_type not in ("application/json", "multipart/form-data"):
-        raise UnsupportedMediaType(
-            f"The content type {media_type[:100]!r} has no async form. Send application/json."
-            if media_type
-            else "The request has no content type. Send application/json."
-        )
-    if content_encoding and content_encoding.strip().lower() != "identity":
-        raise UnsupportedMediaType(
-            "A compressed body has no async form. Send it without Content-Encoding.",
-            headers=(("Accept-Encoding", "identity"),),  # RFC 9110, section 15.5.16
-        )
-
-
-def _check_json(endpoint: Endpoint, body: bytes) -> Submission:
-    try:
-        fields = json_text.parse(body, _FIELDS)
-    except json_text.InvalidText as error:
-        raise InvalidJson(f"The body is not valid JSON: {error}.") from None
-    except msgspec.ValidationError:
-        raise InvalidType("The body is JSON, but not an object. Send an object.") from None
-    _refuse_repeated(body)
+def _checked(endpoint: Endpoint, fields: _Fields) -> str:
+    """The model, where ``fields`` are what ``endpoint`` takes."""
     model = fields.model
     if not isinstance(model, str) or not 0 < len(model) <= _MAX_MODEL:
         raise _wrong_model(model)
-    for name in endpoint.required:
-        value: msgspec.Raw | msgspec.UnsetType = getattr(fields, name)
-        if isinstance(value, msgspec.UnsetType) or _is_empty(value):
+    for name in endpoint.needs_one_of:
+        if not _is_empty(getattr(fields, name)):
+            break
+    else:
+        if endpoint.needs_one_of:
+            name = endpoint.needs_one_of[0]
             raise MissingParameter(f"`{name}` is required, and must not be empty.", param=name)
-    if fields.stream is True or fields.stream_format == "sse":
-        raise _no_stream(endpoint, "stream" if fields.stream is True else "stream_format")
-    if fields.fallbacks is msgspec.UNSET:
-        return Submission(model, body)
-    fallbacks = _fallbacks(fields.fallbacks)
-    if json_text.without_half_pairs(body) != body:
-        raise InvalidJson(
-            "A body with half a surrogate pair cannot be rewritten, as `fallbacks` asks for.",
-            param="fallbacks",
-        )
-    return Submission(model, _without_fallbacks(body), fallbacks)
+    if endpoint.streams:
+        if fields.stream is True:
+            raise _no_stream(endpoint, "stream")
+        if fields.stream_format == "sse":
+            raise _no_stream(endpoint, "stream_format")
+    return model
 
 
-def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
+def _check_json(endpoint: Endpoint, body: bytes) -> Steps[Submission]:
+    body = body.removeprefix(body_fields.BYTE_ORDER_MARK)  # not to be sent: RFC 8259, 8.1
     try:
-        parts = multipart.parse(content_type, body)
+        found = yield from _found(body)
+    except json_text.InvalidText as error:
+        raise InvalidJson(f"The body is not valid JSON: {error}.") from None
+    fields = _Fields()
+    for name in ("input", "messages"):
+        if name in found:
+            start, end = found[name].value
+            setattr(fields, name, msgspec.Raw(body[start : min(end, start + _LONGEST_EMPTY + 1)]))
+    if "model" in found:
+        fields.model = _model(body, *found["model"].value)
+    if "stream" in found:
+        start, end = found["stream"].value
+        fields.stream = end - start == 4 and body[start:end] == b"true"
+    if "stream_format" in found:
+        fields.stream_format = body_fields.text_at(body, *found["stream_format"].value)
+    model = _checked(endpoint, fields)
+    if "fallbacks" not in found:
+        return Submission(model, body)
+    fallbacks = _fallbacks(body, *found["fallbacks"].value)
+    start, end = found["fallbacks"].member
+    return Submission(model, body[:start] + body[end:], fallbacks)
+
+
+def _found(body: bytes) -> Steps[dict[str, body_fields.Place]]:
+    try:
+        return (yield from body_fields.find(body))
+    except body_fields.Repeated as error:
+        name = error.name
+        raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name) from None
+    except NotAnObject:
+        if len(body) <= _SMALL:
+            json_text.check(body)  # what is no JSON at all is told so
+        raise InvalidType("The body is JSON, but not an object. Send an object.") from None
+
+
+def _model(body: bytes, start: int, end: int) -> str | msgspec.UnsetType:
+    if (model := body_fields.text_at(body, start, end)) is not None:
+        return model
+    if body[start : start + 1] == b'"':
+        raise _too_long_model()
+    if end - start == 4 and body[start:end] == b"null":
+        return _UNSET
+    raise InvalidType("`model` must be a string.", param="model")
+
+
+def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Steps[Submission]:
+    try:
+        parts = yield from multipart.parse(content_type, body)
     except multipart.InvalidForm as error:
         raise InvalidForm(f"The body is not a valid form: {error}.") from None
     values: dict[str, str] = {}
@@ -158,19 +233,22 @@ def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Submissio
     for name in endpoint.parts:
         if name not in values:
             raise MissingParameter(f"The form needs a `{name}`.", param=name)
-    if values.get("stream", "").strip().lower() in ("true", "1"):
-        raise _no_stream(endpoint, "stream")
-    if values.get("stream_format") == "sse":
-        raise _no_stream(endpoint, "stream_format")
-    return Submission(model, body)
+    if endpoint.streams:
+        if values.get("stream", "").strip().lower() in ("true", "1"):
+            raise _no_stream(endpoint, "stream")
+        if values.get("stream_format") == "sse":
+            raise _no_stream(endpoint, "stream_format")
+    return Submission(model, body, contents=tuple((part.start, part.end) for part in parts))
 
 
-def _wrong_model(model: object) -> ApiError:
-    """What is wrong with a ``model`` that is not a text of a length that we take."""
-    if model is msgspec.UNSET or model is None or model == "":
-        return MissingParameter("`model` is required: a non-empty string.", param="model")
-    if not isinstance(model, str):
-        return InvalidType("`model` must be a string.", param="model")
+def _wrong_model(model: str | msgspec.UnsetType) -> ApiError:
+    """What is wrong with a ``model`` that is missing, empty or too long."""
+    if isinstance(model, str) and model:
+        return _too_long_model()
+    return MissingParameter("`model` is required: a non-empty string.", param="model")
+
+
+def _too_long_model() -> ApiError:
     return InvalidType(f"A model has {_MAX_MODEL} characters at the most.", param="model")
 
 
@@ -181,34 +259,18 @@ def _no_stream(endpoint: Endpoint, param: str) -> StreamingNotSupported:
     )
 
 
-def _fallbacks(value: object) -> tuple[str, ...]:
-    if not isinstance(value, list) or not all(
-        isinstance(model, str) and 0 < len(model) <= _MAX_MODEL for model in value
-    ):
-        raise InvalidType("`fallbacks` must be a list of model names.", param="fallbacks")
-    if len(value) > _MAX_FALLBACKS:
-        raise InvalidType(f"`fallbacks` takes {_MAX_FALLBACKS} models at most.", param="fallbacks")
-    return tuple(value)
-
-
-def _without_fallbacks(body: bytes) -> bytes:
-    fields = _OBJECT.decode(body)
-    del fields["fallbacks"]
-    return msgspec.json.encode(fields)
-
-
-def with_model(body: bytes, model: str) -> bytes:
-    """A JSON body that was checked, asking for another model. All other values stay as they were."""
-    return msgspec.json.encode({**_OBJECT.decode(body), "model": model})
-
-
-def model_of(body: bytes) -> str | None:
-    """The model that a small JSON body names, or None. Never raises: others judge that request."""
+def _fallbacks(body: bytes, start: int, end: int) -> tuple[str, ...]:
+    if end - start > _MAX_FALLBACKS_BYTES:
+        raise InvalidType("`fallbacks` is too long.", param="fallbacks")
     try:
-        model = json_text.parse(body, _FIELDS).model
-    except (json_text.InvalidText, msgspec.ValidationError):
-        return None
-    return model if isinstance(model, str) else None
+        models = json_text.parse(body[start:end], _TEXTS)
+    except msgspec.ValidationError:
+        models = [""]
+    if not all(0 < len(model) <= _MAX_MODEL for model in models):
+        raise InvalidType("`fallbacks` must be a list of model names.", param="fallbacks")
+    if len(models) > _MAX_FALLBACKS:
+        raise InvalidType(f"`fallbacks` takes {_MAX_FALLBACKS} models at most.", param="fallbacks")
+    return tuple(models)
 
 
 def count_inputs(endpoint: str, body: bytes) -> int | None:
@@ -224,56 +286,5 @@ def count_inputs(endpoint: str, body: bytes) -> int | None:
     return 1 if is_one else len(items)
 
 
-def _is_empty(value: msgspec.Raw) -> bool:
-    return len(value) <= 4 and bytes(value) in _EMPTY
-
-
-def _refuse_repeated(body: bytes) -> None:
-    """Refuse an object that has one of our fields twice.
-
-    Which of the two counts is each parser's choice (RFC 8259, section 4): a model that we route by and
-    the upstream does not see, or a stream that we do not see, must not get through.
-    """
-    # A name that stands there once cannot be there twice, unless a letter of it is escaped.
-    escaped = _BACKSLASH in body and _ESCAPED_LETTER.search(body) is not None
-    if not escaped:
-        if len(body) <= _SHORT:
-            found = _ANY_NAME.findall(body)
-        else:  # if one more is found than there are names, one of them is there twice
-            first = islice(_ANY_NAME.finditer(body), len(_QUOTED_NAMES) + 1)
-            found = [match[0] for match in first]
-        if len(set(found)) == len(found):
-            return
-    suspects = [name for name, quoted in _QUOTED_NAMES if escaped or body.count(quoted) > 1]
-    for name, times in zip(suspects, _times_at_the_top(suspects, body), strict=True):
-        if times > 1:
-            raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name)
-
-
-def _letter(letter: str) -> str:
-    """A pattern for a letter of a name, as it is or escaped."""
-    code = f"{ord(letter):02x}"
-    digits = (f"[{digit}{digit.upper()}]" if digit.isalpha() else digit for digit in code)
-    return rf"(?:{letter}|\\u00{''.join(digits)})"
-
-
-def _times_at_the_top(names: Sequence[str], body: bytes) -> list[int]:
-    """How often the object that ``body`` is has each key, itself and not in what it holds.
-
-    No value is built: names are marked, strings dropped, and brackets counted, all of it by the
-    functions of ``bytes`` and ``re``. The text is known to be JSON.
-    """
-    text = body
-    for mark, name in zip(_MARKS, names, strict=False):
-        # A quote behind a backslash is inside of another name.
-        key = rf'(?<!\\)"{"".join(map(_letter, name))}"\s*:'.encode()
-        text = re.sub(key, bytes([mark]), text)  # which no JSON text holds
-    skeleton = _STRING.sub(b"", text).translate(None, _NO_SKELETON)[1:-1]
-    for _ in range(3):  # most is in small objects: they are taken out whole
-        skeleton = _LEAF.sub(b"", skeleton)
-    times = dict.fromkeys(_MARKS, 0)
-    depth = 0
-    for piece, mark in _BETWEEN_MARKS.findall(skeleton):
-        depth += piece.count(b"{") + piece.count(b"[") - piece.count(b"}") - piece.count(b"]")
-        times[mark[0]] += depth == 0
-    return [times[mark] for mark, _ in zip(_MARKS, names, strict=False)]
+def _is_empty(value: msgspec.Raw | msgspec.UnsetType) -> bool:
+    return value is _UNSET or (len(value) <= _LONGEST_EMPTY and bytes(value) in _EMPTY)

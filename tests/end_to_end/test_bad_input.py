@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import importlib
 import io
 import json
 import re
 import resource
+import sys
+import tracemalloc
+import zlib
+from collections.abc import Callable
 from typing import Any
 
+import brotli
 import pytest
 
+from asyncproxy.loop.heavy_work import HeavyWork
 from tests.conftest import EMBED, JSON, Client, Start
 from tests.gateway import Gateway, answer
 
@@ -42,7 +50,7 @@ async def refused(
         b'{"model":"m","input":[1,]}',
         b'{"model":"m","input":01}',
         b'{"model":"m","input":"\x01"}',
-        b'\xef\xbb\xbf{"model":"m","input":"x"}',
+        b'\xef\xbb\xbf\xef\xbb\xbf{"model":"m","input":"x"}',
         json.dumps(EMBED).encode("utf-16"),
         b"[" * 10_000 + b"]" * 10_000,
         b'{"model":"m","input":' + b"[" * 10_000 + b"]" * 10_000 + b"}",
@@ -70,7 +78,6 @@ async def test_json_that_is_no_object(proxy: Client, body: Any) -> None:
         ({"model": "m", "input": None}, "missing_required_parameter", "input"),
         ({"model": "m", "input": ""}, "missing_required_parameter", "input"),
         ({"model": "m", "input": []}, "missing_required_parameter", "input"),
-        ({"model": "m", "input": "x", "stream": True}, "streaming_not_supported", "stream"),
     ],
 )
 async def test_fields(proxy: Client, body: Any, code: str, param: str) -> None:
@@ -98,21 +105,77 @@ async def test_other_endpoints_need_a_model_only(proxy: Client) -> None:
         "stream_format",
         endpoint="audio/speech",
     )
+    stream = {"model": "m", "stream": True}
+    await refused(proxy, stream, 400, "streaming_not_supported", "stream", endpoint="chat/completions")
     await proxy.submit({"model": "m", "stream": False, "anything": [1]}, "chat/completions")
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     "content_type",
     ["text/plain", "application/x-www-form-urlencoded", "application/jsonx", "", "application/xml"],
 )
-async def test_another_content_type(proxy: Client, content_type: str) -> None:
-    await refused(proxy, EMBED, 415, "unsupported_media_type", headers={"Content-Type": content_type})
+async def test_another_content_type_is_read_as_json_and_sent_as_json(
+    proxy: Client, gateway: Gateway, content_type: str
+) -> None:
+    headers = {"Content-Type": content_type}
+    await refused(proxy, b"model=m&input=x", 400, "invalid_json", headers=headers)
+    await proxy.outcome(await proxy.submit(headers=headers))
+    sent = gateway.received[-1]
+    assert [value for name, value in sent.headers if name.lower() == "content-type"] == [
+        "application/json"
+    ]
+    assert sent.json() == EMBED
 
 
-async def test_a_compressed_body(proxy: Client) -> None:
-    answer = await proxy.post(SUBMIT, b"\x1f\x8b", headers={"Content-Encoding": "gzip"})
+zstd = importlib.import_module("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+
+CODINGS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "br": brotli.compress,
+    "zstd": zstd.compress,
+    "deflate, gzip": lambda body: gzip.compress(zlib.compress(body)),
+}
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_compressed_body_is_sent_on_as_it_was(
+    proxy: Client, gateway: Gateway, coding: str
+) -> None:
+    body, headers = json.dumps(EMBED).encode(), {"Content-Encoding": coding}
+    packed = CODINGS[coding](body)
+    await proxy.outcome(await proxy.submit(packed, headers=headers))
+    sent = gateway.received[-1]
+    assert (sent.body, sent.header("Content-Encoding")) == (body, None)
+    await refused(proxy, packed[:-1], 415, "unsupported_media_type", headers=headers)
+    await refused(proxy, b"x" + packed, 415, "unsupported_media_type", headers=headers)
+
+
+async def test_a_coding_of_the_body_that_is_not_known(proxy: Client) -> None:
+    answer = await proxy.post(SUBMIT, headers={"Content-Encoding": "snappy"})
     assert (answer.status, answer.code) == (415, "unsupported_media_type")
-    assert answer.headers["Accept-Encoding"] == "identity"
+    assert answer.headers["Accept-Encoding"] == "gzip, x-gzip, deflate, br, zstd"
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize("coding", CODINGS)
+async def test_a_body_is_undone_no_further_than_its_limit(start: Start, coding: str) -> None:
+    proxy = await start(jobs={"max_request_bytes": "1MiB"})
+    packed = CODINGS[coding](bytes(64 * 1024**2))
+    tracemalloc.start()
+    try:
+        await refused(proxy, packed, 413, "request_too_large", headers={"Content-Encoding": coding})
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1024**2
+    finally:
+        tracemalloc.stop()
+
+
+async def test_a_byte_order_mark(proxy: Client, gateway: Gateway) -> None:
+    body = json.dumps(EMBED).encode()
+    await proxy.outcome(await proxy.submit(b"\xef\xbb\xbf" + body))
+    assert gateway.received[-1].body == body
 
 
 async def test_paths_and_methods(proxy: Client) -> None:
@@ -314,6 +377,36 @@ async def test_a_large_body_with_many_names_is_read_without_being_built(
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     assert (await proxy.outcome(await proxy.submit(body)))["status"] == "completed"
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 250 * 1024
+
+
+@pytest.mark.one_store
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+async def test_a_large_body_gives_way_to_others(
+    proxy: Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    """However it is read: it is checked in steps, and hashed in steps."""
+    gateway.behaviour = answer({"ok": 1})
+    turns = 0
+    inner = HeavyWork.next
+
+    async def counted(heavy_work: HeavyWork) -> None:
+        nonlocal turns
+        turns += 1
+        await inner(heavy_work)
+
+    monkeypatch.setattr(HeavyWork, "next", counted)
+    deep = b'{"model":"m","input":[' + b"[[[[[1]]]]]," * 350_000 + b"1]}"
+    await proxy.submit(deep, headers=headers)
+    assert turns >= len(deep) // (128 * 1024) + bool(headers) * (len(deep) // 1024**2)
+    turns = 0
+    form = (
+        b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nm\r\n'
+        b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n' + b"\r\n--c" * 800_000
+    )
+    coding = {"Content-Type": "multipart/form-data; boundary=b"}
+    answered = await proxy.post("/v1/async/audio/transcriptions", form, headers=coding)
+    assert answered.code == "invalid_form"
+    assert turns >= len(form) // (256 * 1024)
 
 
 @pytest.mark.one_store

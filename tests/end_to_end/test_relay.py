@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import struct
@@ -255,9 +256,25 @@ async def test_what_cannot_be_a_job_passes_through(proxy: Client, gateway: Gatew
     assert (await proxy.post("/v1/relay/chat/completions", stream)).json() == {"passed": True}
     assert gateway.received[-1].target == "/v1/chat/completions"
     assert gateway.received[-1].json() == stream
-    odd = {"Content-Type": "text/plain"}
+    odd = {"Content-Encoding": "x-odd"}
     assert (await proxy.post("/v1/relay/embeddings", b"text", headers=odd)).json() == {"passed": True}
     assert gateway.received[-1].body == b"text"
+    assert gateway.received[-1].header("Content-Encoding") == "x-odd"
+    packed = gzip.compress(json.dumps(stream).encode())
+    coding = {"Content-Encoding": "gzip"}
+    answered = await proxy.post("/v1/relay/chat/completions", packed, headers=coding)
+    assert answered.json() == {"passed": True}
+    assert gateway.received[-1].body == packed
+    assert gateway.received[-1].header("Content-Encoding") == "gzip"
+
+
+async def test_a_body_that_cannot_be_decoded_does_not_pass_through(
+    proxy: Client, gateway: Gateway
+) -> None:
+    """It was read: there is nothing left to send on."""
+    coding = {"Content-Encoding": "gzip"}
+    assert (await proxy.post(RELAY, b"text", headers=coding)).code == "unsupported_media_type"
+    assert gateway.received == []
 
 
 # Unmodified clients, with an upstream that takes longer than they are held.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 
 from asyncproxy.loop.heavy_work import HeavyWork
+from asyncproxy.wire.steps import Steps
 
 
 async def rounds() -> None:
@@ -66,6 +68,53 @@ async def test_rounds_that_are_long_are_fewer(monkeypatch: pytest.MonkeyPatch) -
 
     assert await rounds_between(0.0005) >= 3
     assert await rounds_between(0.003) < await rounds_between(0)
+
+
+async def test_steps_give_way_to_others_and_return_their_result() -> None:
+    heavy_work = HeavyWork()
+    seen: list[str] = []
+
+    def steps() -> Steps[str]:
+        for number in range(3):
+            seen.append(f"step {number}")
+            yield
+        return "done"
+
+    async def light() -> None:
+        for _ in range(30):
+            await asyncio.sleep(0)
+            seen.append("light")
+
+    async with asyncio.TaskGroup() as tasks:
+        heavy = tasks.create_task(heavy_work.run(steps()))
+        tasks.create_task(light())
+    assert heavy.result() == "done"
+    places = [seen.index(f"step {number}") for number in range(3)]
+    assert all("light" in seen[a:b] for a, b in itertools.pairwise(places[1:]))
+
+
+async def test_what_takes_one_step_needs_no_turn() -> None:
+    """Small requests do not stand in line behind large ones."""
+    heavy_work = HeavyWork()
+    await heavy_work.next()
+
+    def steps() -> Steps[int]:
+        yield from ()
+        return 1
+
+    step = heavy_work.run(steps())
+    with pytest.raises(StopIteration) as end:
+        step.send(None)
+    assert end.value.value == 1
+
+
+async def test_an_error_of_a_step_is_raised() -> None:
+    def steps() -> Steps[int]:
+        yield
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await HeavyWork().run(steps())
 
 
 async def test_who_leaves_the_line_holds_nobody_up() -> None:
