@@ -46,12 +46,21 @@ _HARMLESS: Final = frozenset(
         *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control"),
         *("connection", "content-disposition", "content-encoding", "content-language"),
         *("content-length", "content-type", "date", "expect", "forwarded", "from", "host"),
-        *("idempotency-key", "max-forwards", "openai-beta", "origin", "pragma", "priority", "te"),
+        *(
+            "idempotency-key",
+            "max-forwards",
+            "openai-beta",
+            "origin",
+            "pragma",
+            "prefer",
+            "priority",
+            "te",
+        ),
         *("traceparent", "trailer", "transfer-encoding", "upgrade-insecure-requests", "user-agent"),
         *("via", "x-real-ip", "x-request-id"),
     }
 )
-_HARMLESS_PREFIXES: Final = ("sec-", "x-forwarded-", "x-stainless-")
+_HARMLESS_PREFIXES: Final = ("sec-", "x-bf-async", "x-forwarded-", "x-stainless-")
 
 _SECRET_PARAMETER: Final = re.compile("key|token|secret|sig|password|auth", re.IGNORECASE)
 
