@@ -377,6 +377,8 @@ async def test_a_start_on_a_full_disk_answers_polls(small_disk: Path, clock: Clo
             fill(small_disk)  # what the start has left of its reserve
             with pytest.raises(StoreFull):
                 await store.create(job("c", clock=clock), call(b"x" * 100_000))
+            with pytest.raises(StoreUnavailable):
+                await store.check()
             assert await store.get("a") == outcome
     with pytest.raises(StartupError, match="encryption key"):
         async with opened(path, clock, keys=[OLD]):

@@ -21,6 +21,7 @@ __all__ = [
     "check_unlocked",
     "connect",
     "guard",
+    "is_full",
     "key_of",
     "locked",
     "prepared",
@@ -203,11 +204,16 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_full(file: Path | int) -> bool:
+    """Whether the disk of a file (its path, or a descriptor) has no room for a start, or a job."""
+    disk = os.statvfs(file)
+    return disk.f_bavail * disk.f_frsize < _RESERVE_BYTES
+
+
 def _reserve(descriptor: int) -> None:
     """Keep the room that a start on a full disk needs, or give it up if the disk is full now."""
     with suppress(OSError):
-        disk = os.fstatvfs(descriptor)
-        if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
+        if is_full(descriptor):
             os.ftruncate(descriptor, 0)
         elif os.fstat(descriptor).st_size < _RESERVE_BYTES:
             os.pwrite(descriptor, bytes(_RESERVE_BYTES), 0)  # zeros that were written take room

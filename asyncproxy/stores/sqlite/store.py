@@ -100,6 +100,7 @@ class SqliteStore:
         # refers to one, so those of jobs that are gone may come again after a start.
         self._last_seq = 0
         self._complete = False  # all jobs on disk are known
+        self._refused = False  # the disk had no room for the last job
         self._writer: Writer
         self._readers: ThreadPoolExecutor
         self._idle: queue.SimpleQueue[sqlite3.Connection] = queue.SimpleQueue()
@@ -226,6 +227,7 @@ class SqliteStore:
         return seq, job.id, size, *self._packed(job, call)
 
     def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
+        self._refused = isinstance(error, StoreFull)
         if error is not None:
             self._live.drop(job.id)
             return
@@ -395,7 +397,12 @@ class SqliteStore:
         return self._live.states()
 
     async def check(self) -> None:
-        """A write that changes nothing, for a disk that is full or gone shows in no other way."""
+        """A write that changes nothing, for a disk that is full or gone shows in no other way.
+
+        It is small, and so may succeed where a job had no room.
+        """
+        if self._refused and file.is_full(self._path):
+            raise StoreUnavailable("The disk is full.")
         try:
             await self._writer.do(
                 lambda on: on.execute("UPDATE meta SET value = value WHERE name = 'probe'")
