@@ -29,6 +29,7 @@ from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.fair_queue import QueuePosition
 from asyncproxy.stores.live_jobs import LiveJobs
 from asyncproxy.stores.sqlite import file, space
+from asyncproxy.stores.sqlite.key_file import key_of
 from asyncproxy.stores.sqlite.writer import Writer
 from asyncproxy.stores.waiters import Waiters
 
@@ -82,7 +83,7 @@ class SqliteStore:
         codec.require(extra="sqlite")
         file.check_place(path)  # before a key is made for it
         # The key is needed before the store is opened: it is that of the credential hashes too.
-        keys = keys or (file.key_of(path),)
+        keys = keys or (key_of(path),)
         self._codec = Codec(keys, seal_outcomes=seal_outcomes, extra="sqlite")
         self.credential_keys = self._codec.credential_keys
         self._live = LiveJobs(limits, monotonic=monotonic, has_room=self._has_room)
