@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 from aiohttp import web
@@ -19,7 +19,7 @@ from asyncproxy.core.errors import StartupError
 from asyncproxy.core.events import Observer, Observers
 from asyncproxy.core.ids import RandomIds
 from asyncproxy.dispatch.dispatcher import Dispatcher
-from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.loop.lag import measuring_lag
 from asyncproxy.observe import tracing
@@ -33,30 +33,22 @@ from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream.client import Upstream
 from asyncproxy.upstream.model_routes import ModelRoutes
 from asyncproxy.upstream.registry import UpstreamRegistry
-from asyncproxy.web.admin import Admin
+from asyncproxy.web.admin import Admin, no_pages
 from asyncproxy.web.async_api import AsyncApi
-from asyncproxy.web.body_reader import BodyReader, expect_nothing
+from asyncproxy.web.body_reader import BodyReader
+from asyncproxy.web.connection import connection_options
+from asyncproxy.web.cors import answering_preflights, letting_in
 from asyncproxy.web.errors import answering_errors
-from asyncproxy.web.fast_path import DIRECTORY, FastPathRouter
 from asyncproxy.web.header_async import HeaderAsync
 from asyncproxy.web.health import Health
 from asyncproxy.web.job_requests import JobRequests
 from asyncproxy.web.passthrough import PassThrough
 from asyncproxy.web.relay import Relay
 from asyncproxy.web.request_heads import RequestHeads
+from asyncproxy.web.routes import Route, RouteTable, add_to
 from asyncproxy.wire.credentials import KeyRing
 
-__all__ = ["PROXY", "Proxy", "build_app", "make_store", "setup"]
-
-# Larger heads than this are refused, in bytes per line and in lines.
-_MAX_LINE: Final = 32 * 1024
-_MAX_HEADERS: Final = 256
-
-_READ_BUFFER: Final = 64 * 1024
-
-# A load balancer that keeps idle connections for as long as `client_timeout` must be the one who
-# closes them: were it us, it would answer 502 to a request that crosses our close on the wire.
-_KEEPALIVE_FACTOR: Final = 1.25
+__all__ = ["PROXY", "Proxy", "build_app", "compose", "make_store", "setup"]
 
 
 @dataclass(slots=True)
@@ -75,24 +67,28 @@ class Proxy:
     store: Store
     upstreams: UpstreamRegistry
     dispatcher: Dispatcher
-    api: AsyncApi
     admin: Admin
     pass_through: PassThrough
-    by_header: HeaderAsync
     relay: Relay
-    directory: FastPathRouter
+    table: RouteTable
 
-    async def running(self, app: web.Application) -> AsyncIterator[None]:
-        """The cleanup context of an application: opens the parts, and closes them in reverse."""
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Open the parts for the length of a ``with``, and close them in reverse."""
         async with AsyncExitStack() as stack:
             # Last, in a thread: what is left goes out over the network.
             stack.push_async_callback(asyncio.to_thread, self.tracer.close)
             await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
             await stack.enter_async_context(self.upstreams.connected())
-            await stack.enter_async_context(self.store.opened(self.dispatcher.lost))
+            await stack.enter_async_context(self.store.opened(self.dispatcher.abort))
             await stack.enter_async_context(self.dispatcher.running(grace_s=self.config.shutdown_grace))
             if self.config.admin_address is not None:
                 await stack.enter_async_context(self.admin.listening(*self.config.admin_address))
+            yield
+
+    async def running_with(self, app: web.Application) -> AsyncIterator[None]:
+        """:meth:`running`, as the cleanup context of an application."""
+        async with self.running():
             yield
 
     async def reconfigure(self, config: Config) -> list[str]:
@@ -121,19 +117,15 @@ PROXY: Final = web.AppKey("asyncproxy", Proxy)
 
 
 def build_app(config: Config) -> web.Application:
-    """The whole proxy: an application, :func:`setup`, the paths of the gateway, the pass-through."""
-    app = web.Application(handler_args=server_options(config))
-    _setup(app, config, whole=True)
-    proxy, endpoints = app[PROXY], settings.endpoints(config)
-    app[DIRECTORY] = proxy.directory
-    proxy.relay.add_routes(app.router, endpoints)
-    proxy.by_header.add_routes(app.router, endpoints)
-    app.router.add_route(
-        "*",
-        r"/{path:[\s\S]*}",
-        answering_errors(proxy.pass_through.handle),
-        expect_handler=expect_nothing,
-    )
+    """The whole proxy as an application of aiohttp: the async paths, the gateway's, the pass-through.
+
+    ``asyncproxy serve`` has the same routes on a server of its own, which does more: see
+    :mod:`asyncproxy.web.connection`.
+    """
+    options = {**connection_options(config.client_timeout), "handler_cancellation": True}
+    app = web.Application(handler_args=options)
+    proxy = compose(config)
+    _add(app, proxy, [Route("*", "/{rest}", proxy.table.dispatch)])
     return app
 
 
@@ -144,32 +136,18 @@ def setup(app: web.Application, config: Config) -> None:
     nothing else: no middleware, so the host's routes are as they were, and the host's own
     middlewares and signals see ours as any other.
     """
-    _setup(app, config, whole=False)
+    proxy = compose(config, whole=False)
+    _add(app, proxy, proxy.table.routes)
 
 
-def _setup(app: web.Application, config: Config, *, whole: bool) -> None:
-    proxy = _compose(config, whole=whole)
+def _add(app: web.Application, proxy: Proxy, routes: Iterable[Route]) -> None:
     app[PROXY] = proxy
-    proxy.api.add_routes(app.router, settings.endpoints(config))
-    if config.admin_address is None:
-        proxy.admin.add_routes(app.router)
-    else:
-        proxy.admin.keep_away(app.router)
-    app.cleanup_ctx.append(proxy.running)
+    add_to(app.router, routes)
+    app.cleanup_ctx.append(proxy.running_with)
 
 
-def _paths(config: Config, *, whole: bool) -> frozenset[str]:
-    """The paths that the routes of the parts have: those of :func:`setup`, or of the whole proxy."""
-    paths = set()
-    for endpoint in settings.endpoints(config):
-        job = f"{endpoint.async_path}/{{id}}"
-        paths |= {endpoint.async_path, job, f"{job}/content"}
-        if whole:
-            paths |= {endpoint.sync_path, endpoint.relay_path, f"{endpoint.relay_path}/{{id}}"}
-    return frozenset(paths)
-
-
-def _compose(config: Config, *, whole: bool) -> Proxy:
+def compose(config: Config, *, whole: bool = True) -> Proxy:
+    """A proxy that is not running yet. Not ``whole``: without the paths of the gateway."""
     metrics = Metrics()
     log = LogObserver(settings.base_urls(config))
     observer = Observers([log, metrics])
@@ -196,7 +174,6 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
     )
     keys = KeyRing(settings.auth_keys(config), store.credential_keys[0])
     new_id = RandomIds()
-    directory = FastPathRouter()
     service = JobService(
         store=store,
         dispatcher=dispatcher,
@@ -230,6 +207,19 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         waiting=lambda: service.waiting,
         passing=lambda: pass_through.under_way,
     )
+    endpoints = settings.endpoints(config)
+    origins = config.cors.allow_origins
+    routes_of_jobs = [*answering_preflights(AsyncApi(service, requests).routes(endpoints))]
+    others: list[Route] = []
+    if whole:
+        routes_of_jobs += HeaderAsync(service, requests, pass_through.handle).routes(endpoints)
+        relayed = relay.routes(endpoints)
+        routes_of_jobs += answering_preflights(relayed) if origins else relayed
+        others.append(Route("*", "/{rest}", answering_errors(pass_through.handle)))
+    if origins:
+        routes_of_jobs = [*letting_in(origins, routes_of_jobs)]
+    admin = Admin(health, metrics, {route.path for route in routes_of_jobs})
+    pages = admin.routes() if config.admin_address is None else [no_pages()]
     return Proxy(
         config=config,
         observer=observer,
@@ -243,12 +233,10 @@ def _compose(config: Config, *, whole: bool) -> Proxy:
         store=store,
         upstreams=upstreams,
         dispatcher=dispatcher,
-        api=AsyncApi(service, requests, directory),
-        admin=Admin(health, metrics, _paths(config, whole=whole)),
+        admin=admin,
         pass_through=pass_through,
-        by_header=HeaderAsync(service, requests, pass_through.handle, directory),
-        directory=directory,
         relay=relay,
+        table=RouteTable([*routes_of_jobs, *pages, *others]),
     )
 
 
@@ -291,17 +279,3 @@ def make_store(config: Config) -> Store:
 
 def _pools(config: Config, upstreams: UpstreamRegistry) -> list[tuple[Upstream, CallPolicy]]:
     return [(upstreams[one.name], settings.policy(one)) for one in config.upstreams]
-
-
-def server_options(config: Config) -> dict[str, Any]:
-    """How aiohttp's server has to treat connections, whichever runner it is started by."""
-    return {
-        "access_log": None,  # ours has one line per job and per request passed on
-        "auto_decompress": False,  # a compressed body goes through as it is
-        "handler_cancellation": True,  # a client that leaves takes its upstream call with it
-        "keepalive_timeout": config.client_timeout * _KEEPALIVE_FACTOR,
-        "max_line_size": _MAX_LINE,
-        "max_field_size": _MAX_LINE,
-        "max_headers": _MAX_HEADERS,
-        "read_bufsize": _READ_BUFFER,
-    }

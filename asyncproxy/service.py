@@ -78,6 +78,7 @@ class JobService:
         self._observer = observer
         self._tracer = tracer
         self.retry_after_s = dispatcher.retry_after_s
+        self.read = store.read
         self.waiting = 0  # clients that are held until a job ends
 
     @property
@@ -116,7 +117,7 @@ class JobService:
             b"relay", head.caller.digest, path, request.query_bytes, key or b"", *contents
         )
         reuse = is_retry or endpoint.repeatable or key is not None
-        alias = Alias(name, b"", attach=reuse, once=True)
+        alias = Alias(name, b"", reuse_existing=reuse, single_use=True)
         return await self._create(endpoint, request, asked, alias)
 
     async def _create(
@@ -195,7 +196,7 @@ class JobService:
         if not await self._store.delete(job.id):
             raise not_found()
         if isinstance(job, Job):
-            self._dispatcher.abort(job)
+            self._dispatcher.abort(job.id)
 
     async def delivered(self, outcome: Outcome, keep_s: float) -> None:
         """Note that the client of a relayed request has its answer: the next one is a new request."""

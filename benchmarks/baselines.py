@@ -12,9 +12,8 @@ import asyncio
 import aiohttp
 from aiohttp import web
 
-from asyncproxy.app import server_options
 from asyncproxy.cli.main import loop_factory
-from asyncproxy.config.load import load_config
+from asyncproxy.web.connection import connection_options
 
 _JSON = "application/json"
 _HOP_BY_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "host", "date", "server"})
@@ -82,8 +81,8 @@ _SESSION = web.AppKey("session", aiohttp.ClientSession)
 
 
 def _app() -> web.Application:
-    config = load_config({"upstreams": [{"base_url": "http://unused"}]}, environ={})
-    return web.Application(handler_args=server_options(config))
+    options = {**connection_options(client_timeout_s=60.0), "handler_cancellation": True}
+    return web.Application(handler_args=options)
 
 
 def _app_with_client() -> web.Application:

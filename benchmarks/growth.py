@@ -21,16 +21,14 @@ from statistics import median, quantiles
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
-from asyncproxy.app import PROXY, build_app
+from asyncproxy.app import compose
 from asyncproxy.cli.main import loop_factory
 from asyncproxy.config.load import load_config
 from asyncproxy.core.ids import RandomIds
 from asyncproxy.core.jobs import Call, Job, Outcome, UpstreamResponse, head_of
 from asyncproxy.stores.base import Store
-from asyncproxy.web.server import connections
+from asyncproxy.web.connection import Connection, EdgeServer
 from asyncproxy.wire import credentials, envelope
 from benchmarks.errors import Broken
 from benchmarks.servers import UNLIMITED, parked
@@ -88,9 +86,9 @@ class _Wire(asyncio.Transport):
 class _Client:
     """Sends requests over one connection to a server in this process, one after the other."""
 
-    def __init__(self, connection: Callable[[], RequestHandler]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._wire = _Wire()
-        self._protocol = connection()
+        self._protocol = connection
         self._protocol.connection_made(self._wire)
 
     async def ask(self, request: bytes, status: bytes) -> tuple[float, bytes]:
@@ -244,17 +242,15 @@ async def _of_size(size: int, upstream_url: str) -> AsyncIterator[tuple[_Client,
         },
         environ={},
     )
-    app = build_app(config)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
-    await runner.setup()
-    try:
-        client, store = _Client(connections(runner, send_timeout_s=60.0)), app[PROXY].store
+    proxy = compose(config)
+    async with proxy.running():
+        server = EdgeServer(proxy.table.dispatch, client_timeout_s=60.0, max_connections=1)
+        client, store = _Client(server()), proxy.store
         filled = _Filled(store, "parked")
         await client.ask(_SUBMIT, b"202")  # keeps the only worker busy
         await filled.fill(size)
         yield client, filled, store
-    finally:
-        await runner.cleanup()
+        await server.shutdown(0.1)
 
 
 def main() -> int:

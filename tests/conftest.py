@@ -13,13 +13,13 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 import pytest
 from yarl import URL
 
-from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.app import Proxy, compose
 from asyncproxy.config.load import load_config
 from asyncproxy.web.server import listening
 from tests import gateway as gateways
@@ -31,12 +31,18 @@ EMBED = {"model": "m", "input": "hello"}
 
 
 @dataclass
-class UpstreamResponse:
+class Response:
     """A response of the proxy, read to its end."""
 
     status: int
     headers: Any
     body: bytes
+    path: str = ""
+
+    @property
+    def location(self) -> str:
+        """The path that ``Location`` leads to from the path that was asked."""
+        return urljoin(self.path, str(self.headers["Location"]))
 
     def json(self) -> Any:
         return json.loads(self.body)
@@ -62,15 +68,15 @@ class Client:
         self.parts = parts
         self.session = session
 
-    async def request(self, method: str, path: str, **kwargs: Any) -> UpstreamResponse:
+    async def request(self, method: str, path: str, **kwargs: Any) -> Response:
         url = URL(self.url + path, encoded=True)
         async with self.session.request(method, url, allow_redirects=False, **kwargs) as response:
-            return UpstreamResponse(response.status, response.headers, await response.read())
+            return Response(response.status, response.headers, await response.read(), path)
 
-    async def get(self, path: str, **kwargs: Any) -> UpstreamResponse:
+    async def get(self, path: str, **kwargs: Any) -> Response:
         return await self.request("GET", path, **kwargs)
 
-    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> UpstreamResponse:
+    async def post(self, path: str, body: Any = EMBED, **kwargs: Any) -> Response:
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         if len(data) > 1024**2:
             kwargs["data"] = io.BytesIO(data)
@@ -154,16 +160,24 @@ async def start(gateway: Gateway, store_section: StoreSection) -> AsyncIterator[
     async with AsyncExitStack() as stack:
 
         async def start_proxy(*, upstream: dict[str, Any] | None = None, **sections: Any) -> Client:
-            retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms"}
+            retry = {"attempts": 3, "backoff": "1ms", "max_backoff": "2ms", "outage": "50ms"}
             one = {"base_url": f"{gateway.url}/v1", "retry": retry, **(upstream or {})}
             sections["store"] = {**store_section(), **sections.get("store", {})}
             config = load_config({"upstreams": [one], "shutdown_grace": "0s", **sections})
-            app = build_app(config)
-            url = await stack.enter_async_context(listening(app, "127.0.0.1", 0))
+            parts = compose(config)
+            await stack.enter_async_context(parts.running())
+            serving = listening(
+                parts.table,
+                "127.0.0.1",
+                0,
+                client_timeout_s=config.client_timeout,
+                max_connections=config.max_connections,
+            )
+            url = await stack.enter_async_context(serving)
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar())
             )
-            return Client(url, app[PROXY], session)
+            return Client(url, parts, session)
 
         yield start_proxy
 

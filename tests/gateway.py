@@ -231,7 +231,8 @@ async def running(**listen: Any) -> AsyncIterator[Gateway]:
         server = await asyncio.start_unix_server(serve, limit=2**20, **listen)
         gateway.url = f"unix:{listen['path']}"
     else:
-        server = await asyncio.start_server(serve, "127.0.0.1", 0, limit=2**20, **listen)
+        port = listen.pop("port", 0)
+        server = await asyncio.start_server(serve, "127.0.0.1", port, limit=2**20, **listen)
         scheme = "https" if "ssl" in listen else "http"
         gateway.url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:

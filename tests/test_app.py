@@ -117,10 +117,12 @@ async def test_under_a_prefix_by_a_sub_application(
     outer = web.Application()
     outer.add_subapp("/ai", inner)
     client = await aiohttp_client(outer)
-    response = await client.post("/ai/v1/async/embeddings", json=EMBED)
-    assert response.status == 202
-    done = await outcome(client, "/ai" + response.headers["Location"])
-    assert done["status"] == "completed"
+    for given, prefix in (({}, "/ai"), ({"X-Forwarded-Prefix": "/team"}, "/team/ai")):
+        response = await client.post("/ai/v1/async/embeddings", json=EMBED, headers=given)
+        assert response.status == 202
+        location = response.headers["Location"]
+        assert location.startswith(f"{prefix}/v1/async/embeddings/")
+        assert (await outcome(client, location.removeprefix("/team")))["status"] == "completed"
 
 
 async def test_it_ends_with_its_host(aiohttp_client: AiohttpClient, gateway: Gateway) -> None:

@@ -27,7 +27,7 @@ PURE_MODULES = (
     "upstream/target.py",
 )
 
-MAX_LINES = 575
+MAX_LINES = 600
 
 
 def room_of(path: Path) -> str:

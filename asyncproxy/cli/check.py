@@ -11,17 +11,15 @@ from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import unquote
 
-import aiohttp
-from aiohttp import web
-
 from asyncproxy.app import make_store
 from asyncproxy.config import settings
 from asyncproxy.config.load import dump_config, load_config
 from asyncproxy.config.model import Config
-from asyncproxy.core.errors import StartupError
+from asyncproxy.core.errors import CallError, StartupError
 from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.observe.logs import logging_to_stderr
-from asyncproxy.upstream.client import Upstream, UpstreamOptions, describe
+from asyncproxy.upstream.client import Upstream, UpstreamOptions
+from asyncproxy.web.routes import RouteTable
 from asyncproxy.web.server import listening
 from asyncproxy.wire import credentials
 
@@ -68,7 +66,7 @@ async def _problems(config: Config, *, running: bool) -> AsyncIterator[str]:
     for address in (config.address, config.admin_address):
         if address is not None:
             try:
-                async with listening(web.Application(), *address):
+                async with listening(RouteTable([]), *address):
                     pass
             except StartupError as error:
                 yield str(error)
@@ -112,11 +110,12 @@ async def _ask(options: UpstreamOptions) -> str:
         async with (
             asyncio.timeout(options.connect_s + 10),
             upstream.connected(),
-            upstream.stream("GET", _ASKED, [], None) as answer,
+            upstream.exchange("GET", _ASKED, b"") as exchange,
         ):
-            status = answer.status
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        return f"{name} does not answer: {describe(error)}"
+            status = exchange.status
+    except (CallError, TimeoutError, OSError) as error:
+        detail = error.detail if isinstance(error, CallError) else str(error)
+        return f"{name} does not answer: {detail or type(error).__name__}"
     hints: dict[int, str] = {
         HTTPStatus.UNAUTHORIZED: ", as it wants a key: clients send theirs, or `headers` has one",
         HTTPStatus.FORBIDDEN: ", as it wants another key",

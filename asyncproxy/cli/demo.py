@@ -11,7 +11,8 @@ import base64
 import json
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -19,7 +20,6 @@ from aiohttp import web
 
 from asyncproxy.config.model import Config
 from asyncproxy.core.errors import ConfigError
-from asyncproxy.web.server import listening
 
 try:
     import numpy as np
@@ -146,6 +146,18 @@ def _error(error: _BadRequest) -> web.Response:
     return web.json_response({"error": body}, status=error.status)
 
 
+@asynccontextmanager
+async def _listening(app: web.Application) -> AsyncIterator[str]:
+    """Serve the model for the length of a ``with``, which gets its URL."""
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    finally:
+        await runner.cleanup()
+
+
 async def run(
     config: Config,
     delay_s: float,
@@ -154,7 +166,7 @@ async def run(
     """Load the model, put ``serve`` before it, and say what to try."""
     print("loading the model …", flush=True)
     app = await asyncio.to_thread(build_model_app, delay_s=delay_s)
-    async with listening(app, "127.0.0.1", 0) as model_url:
+    async with _listening(app) as model_url:
         upstream = config.upstreams[0].model_copy(
             update={"name": "demo", "base_url": f"{model_url}/v1"}
         )

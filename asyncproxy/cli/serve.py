@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 
-from asyncproxy.app import PROXY, Proxy, build_app
+from asyncproxy.app import Proxy, compose
 from asyncproxy.cli.check import log_config
 from asyncproxy.cli.reload import Reload
 from asyncproxy.config.model import Config
@@ -52,27 +52,33 @@ async def serve(
     on the same address, and the end of stdin is the end of their supervisor.
     """
     _allow_many_connections()
-    app = build_app(config)
+    proxy = compose(config)
     _spare_the_collector()
     stop, now = _stop_signals()
     if worker:
         _stop_at_the_end_of_stdin(stop)
-    timeout_s = config.client_timeout
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(proxy.running())
         url = await stack.enter_async_context(
-            listening(app, *config.address, send_timeout_s=timeout_s, reuse_port=worker)
+            listening(
+                proxy.table,
+                *config.address,
+                client_timeout_s=config.client_timeout,
+                max_connections=config.max_connections,
+                reuse_port=worker,
+            )
         )
         if reload is not None:
-            await stack.enter_async_context(reload.at_hangup(app[PROXY]))
+            await stack.enter_async_context(reload.at_hangup(proxy))
         log_config(config)
         logger.info("jobs and results are kept in %s", _place(config))
         if announce is None:
-            pages = app[PROXY].admin.url
+            pages = proxy.admin.url
             announce_listening(url, config, f", its own pages on {pages}" if pages else "")
         else:
             announce(url)
         await stop.wait()
-        await _drain(app[PROXY], now)
+        await _drain(proxy, now)
 
 
 async def _drain(proxy: Proxy, now: asyncio.Event) -> None:

@@ -40,6 +40,9 @@ __all__ = ["Config", "StoreConfig", "UpstreamConfig"]
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
+# The serialisation of an origin (the HTML standard, section 7.1.1): lower case, and no path.
+_ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+
 
 # What a base_url ends in that was copied from a call.
 _ENDPOINT: Final = re.compile(rf"(/embeddings|(?<=/v1)/(?:{'|'.join(ENDPOINTS)}))/?$")
@@ -58,11 +61,14 @@ class TimeoutConfig(_Section):
 
 class RetryConfig(_Section):
     attempts: Count = 3
-    """Calls per job at the most, the first included."""
+    """Calls per job that may fail, the first included."""
     backoff: DurationOrNone = 0.5
     """The upper bound of the first wait; it doubles with each attempt."""
     max_backoff: DurationOrNone = 30.0
     """The upper bound of any wait that the upstream has not asked for."""
+    outage: DurationOrNone = 900.0
+    """How long a job waits in all for an upstream that is away or limits its rate. None of that counts
+    as an attempt."""
 
 
 class UpstreamConfig(_Section):
@@ -138,6 +144,19 @@ class UpstreamConfig(_Section):
 class AuthConfig(_Section):
     keys: list[Annotated[SecretStr, Field(min_length=1)]] = []
     """When set, every request must carry one of them."""
+
+
+class CorsConfig(_Section):
+    allow_origins: list[str] = []
+    """Origins whose pages may use our own paths from a browser; ["*"] is any."""
+
+    @field_validator("allow_origins")
+    @classmethod
+    def _are_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError('origins as browsers write them, like https://app.example, or "*"')
+        return value
 
 
 class JobsConfig(_Section):
@@ -267,6 +286,9 @@ class Config(_Section):
     auth: AuthConfig = AuthConfig()
     client_timeout: Duration = 60.0
     """For the head of a request, and between pieces of its body."""
+    max_connections: Count = 10_000
+    """Client connections of one process. A further one is answered 503 and closed."""
+    cors: CorsConfig = CorsConfig()
     jobs: JobsConfig = JobsConfig()
     store: StoreConfig = StoreConfig()
     shutdown_grace: DurationOrNone = 30.0

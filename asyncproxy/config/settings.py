@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from asyncproxy.config.model import Config, StoreConfig, UpstreamConfig
 from asyncproxy.core.endpoints import ENDPOINTS, Endpoint
-from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.service import Lifetimes
 from asyncproxy.stores.base import Limits
 from asyncproxy.upstream.client import UpstreamOptions
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 # What is listening, and what is in the store, stays as it is while the process runs.
-_FIXED: Final = ("listen", "admin_listen", "client_timeout")
+_FIXED: Final = ("listen", "admin_listen", "client_timeout", "max_connections", "cors")
 _FIXED_JOBS: Final = ("endpoints",)
 _FIXED_STORE: Final = tuple(name for name in StoreConfig.model_fields if name != "max_bytes")
 
@@ -106,6 +106,7 @@ def policy(upstream: UpstreamConfig) -> CallPolicy:
         attempts=upstream.retry.attempts,
         backoff_s=upstream.retry.backoff,
         max_backoff_s=upstream.retry.max_backoff,
+        outage_s=upstream.retry.outage,
         hidden=frozenset(hidden),
     )
 

@@ -22,7 +22,6 @@
         ├── IdempotencyKeyReused        422 idempotency_key_reused
         ├── TooManyJobs                 429 too_many_jobs
         ├── InternalError               500 internal_error
-        ├── UpgradeNotSupported         501 upgrade_not_supported
         ├── Overloaded                  503 overloaded
         ├── StoreFull                   503 store_full
         ├── StoreUnavailable            503 store_unavailable
@@ -78,7 +77,6 @@ __all__ = [
     "TooManyJobs",
     "UnknownEndpoint",
     "UnsupportedMediaType",
-    "UpgradeNotSupported",
     "UpstreamTimeout",
     "UpstreamUnreachable",
 ]
@@ -211,6 +209,11 @@ class UnsupportedMediaType(_InvalidRequestError):
 class IdempotencyKeyReused(_InvalidRequestError):
     status, code = 422, "idempotency_key_reused"
 
+    def __init__(self) -> None:
+        super().__init__(
+            "This Idempotency-Key was used with another request. Use a new key for a new request."
+        )
+
 
 class _RetryLaterError(ApiError):
     """Pressure: nothing has changed, and the same request may succeed ``retry_after_s`` later."""
@@ -220,24 +223,43 @@ class _RetryLaterError(ApiError):
 
 
 class TooManyJobs(_RetryLaterError):
+    """A credential has ``limit`` live jobs already."""
+
     status, code, type = 429, "too_many_jobs", "rate_limit_error"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"This credential has {limit} jobs that are not done. Wait for some of them.",
+            retry_after_s=5,
+        )
 
 
 class InternalError(ApiError):
     status, code = 500, "internal_error"
 
 
-class UpgradeNotSupported(ApiError):
-    status, code = 501, "upgrade_not_supported"
-    close = True
-
-
 class Overloaded(_RetryLaterError):
+    """More is asked for at once than the proxy takes: jobs if no ``message`` says otherwise."""
+
     status, code = 503, "overloaded"
+
+    def __init__(
+        self,
+        message: str = "Too many jobs are waiting. Try again later.",
+        *,
+        retry_after_s: int = 5,
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
 
 
 class StoreFull(_RetryLaterError):
+    """The store has no room. ``detail`` says more, for the log."""
+
     status, code = 503, "store_full"
+
+    def __init__(self, detail: str = "") -> None:
+        super().__init__("The store is full. Try again later.", retry_after_s=5)
+        self.detail = detail
 
 
 class StoreUnavailable(_RetryLaterError):
@@ -263,7 +285,15 @@ class Interrupted(CallError):
 
 
 class UpstreamUnreachable(CallError):
+    """The call brought no answer.
+
+    ``delivered``: whether any of the request may have reached the upstream. It may have been what broke
+    the upstream then. False for a connection that was refused or not taken, a name that does not
+    resolve, no route, TLS.
+    """
+
     status, code = 502, "upstream_unreachable"
+    delivered: bool = True
 
 
 class InvalidUpstreamResponse(CallError):

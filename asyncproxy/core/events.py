@@ -29,6 +29,8 @@ __all__ = [
     "Retried",
     "StoreOperation",
     "SubmitRefused",
+    "UpstreamAway",
+    "UpstreamBack",
     "WaitEnded",
     "status_class",
 ]
@@ -122,6 +124,8 @@ class JobFinished(msgspec.Struct, frozen=True, gc=False):
     """Of an error of ours; unlike what the client sees, it may name an address."""
     queued_s: float = 0.0
     """From the submission to the last call."""
+    held_s: float = 0.0
+    """How much of it the job waited for an upstream that was away or limited its rate."""
     request_id: str = ""
     trace_id: str = ""
     calls: int = 0
@@ -136,6 +140,27 @@ class JobFinished(msgspec.Struct, frozen=True, gc=False):
     """The code in the upstream's error."""
     upstream_message: str = ""
     """What the upstream says of a failure. It may quote the input of the request."""
+
+
+class UpstreamAway(msgspec.Struct, frozen=True, gc=False):
+    """An upstream takes no calls: since now, or still after ``away_s``.
+
+    ``reason`` is the status or the code that was seen last. ``waiting`` is how many jobs wait in the
+    store, None if the store does not say.
+    """
+
+    upstream: str
+    reason: str
+    away_s: float
+    waiting: int | None
+
+
+class UpstreamBack(msgspec.Struct, frozen=True, gc=False):
+    """An upstream takes calls again, after ``away_s``. ``waiting`` is as in :class:`UpstreamAway`."""
+
+    upstream: str
+    away_s: float
+    waiting: int | None
 
 
 class RequestPassed(msgspec.Struct, frozen=True, gc=False):
@@ -222,6 +247,10 @@ class Observer:
     def paused(self, event: Paused) -> None: ...
 
     def job_finished(self, event: JobFinished) -> None: ...
+
+    def upstream_away(self, event: UpstreamAway) -> None: ...
+
+    def upstream_back(self, event: UpstreamBack) -> None: ...
 
     def request_passed(self, event: RequestPassed) -> None: ...
 

@@ -150,33 +150,37 @@ class Fallback(msgspec.Struct, frozen=True, gc=False):
 
 
 class Job(msgspec.Struct, frozen=True, gc=False):
-    """An accepted request that has no outcome yet.
-
-    ``credential`` is the keyed hash of what the client authenticated with, empty if it had nothing.
-    ``created_at`` is in seconds since the epoch, ``ttl_s`` the lifetime of the result after
-    completion. ``attempts`` counts the calls that were made and that count against the retry limit,
-    ``claims`` how often a worker has taken the job: whoever holds an earlier claim than the last one
-    has lost it, and what it says of the job any more does not count. ``fallbacks`` are the models
-    still to be tried, ``fallback_index`` is how many have been: 0 is the model that was asked for,
-    None a job that was submitted without fallbacks. ``request_id`` is the client's, empty if it
-    sent none. ``traceparent`` names what the calls are part of: the span of the submit where there are
-    spans, or else the client's, if it sent one.
-    """
+    """An accepted request that has no outcome yet."""
 
     id: str
     endpoint: str
     credential: bytes
+    """The keyed hash of what the client authenticated with. Empty: the client had no credential."""
     upstream: str
     model: str
     created_at: float
+    """Seconds since the epoch."""
     ttl_s: int
+    """The lifetime of the result after completion."""
     status: JobStatus = JobStatus.PENDING
     attempts: int = 0
+    """Calls that count against the retry limit."""
     claims: int = 0
+    """How often a worker has taken the job. Only the holder of the last claim may change the job."""
     fallbacks: tuple[Fallback, ...] = ()
+    """The models that are still to be tried."""
     fallback_index: int | None = None
+    """How many fallbacks have been tried. None: the job was submitted without fallbacks."""
     request_id: str = ""
+    """The client's. Empty: the client sent none."""
     traceparent: str = ""
+    """What the calls are part of: the span of the submit, or else the client's."""
+    calls: int = 0
+    """Calls that have ended, those included that do not count as attempts."""
+    held_s: float = 0.0
+    """How long the job has waited because its upstream was away or limited its rate."""
+    held_at: float = 0.0
+    """When the job was told so last, in seconds since the epoch. 0: its last call was an attempt."""
 
     @property
     def lane(self) -> Lane:
@@ -195,15 +199,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """The outcome of a job. It never changes.
-
-    ``envelope`` is the whole body that a poll answers with. The bytes of ``/content`` are
-    ``envelope[start:end]``, or ``content`` where the envelope does not hold them: an upstream's error
-    is reshaped there, and bytes that are not JSON are kept as they are. Of these (``encoded``) the
-    envelope lacks its middle: the Base64 of ``content`` belongs at ``start``. Nor is a large result
-    copied into it: it is in ``pieces``, as it came, which belong at ``start`` too.
-    ``content_head`` holds the header lines that go with the content, each with its CRLF.
-    """
+    """The outcome of a job. It never changes."""
 
     id: str
     endpoint: str
@@ -211,27 +207,41 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     status: JobStatus
     status_code: int
     expires_at: float
+    """Seconds since the epoch."""
     envelope: bytes
+    """The body that a poll answers with. If its middle is missing, that belongs at ``start``."""
     content_head: bytes
+    """The header lines that go with ``/content``, each with its CRLF."""
     start: int = 0
+    """Without ``content`` and ``pieces`` the bytes of ``/content`` are ``envelope[start:end]``."""
     end: int = 0
     content: bytes | None = None
+    """The bytes of ``/content`` that the envelope does not hold: an upstream's error, or no JSON."""
     encoded: bool = False
-    pieces: tuple[bytes, ...] = ()
+    """Whether the middle of the envelope is the Base64 of these bytes."""
+    parts: tuple[bytes, ...] = msgspec.field(default=(), name="pieces")
+    """The bytes of ``/content`` of a large result, until a store has them."""
+    part_sizes: tuple[int, ...] = ()
+    """The sizes of the parts that the store keeps apart: see :meth:`Outcomes.read`."""
 
     def __repr__(self) -> str:
         return f"Outcome({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
 
     @property
-    def pieces_size(self) -> int:
-        """Bytes of its pieces."""
-        return sum(map(len, self.pieces))
+    def sizes(self) -> tuple[int, ...]:
+        """The sizes of its parts. None: the outcome holds the bytes of ``/content`` itself."""
+        return self.part_sizes or tuple(map(len, self.parts))
+
+    @property
+    def is_spliced(self) -> bool:
+        """Whether its parts belong into the envelope. Those of an upstream's error do not."""
+        return self.status is JobStatus.COMPLETED
 
     @property
     def size(self) -> int:
         """Bytes that a store has to keep for it."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
-        return contents + self.pieces_size + _PER_RECORD
+        return contents + sum(self.sizes) + _PER_RECORD
 
 
 def _text_size(text: str) -> int:

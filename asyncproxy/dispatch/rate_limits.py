@@ -1,83 +1,133 @@
-"""Is a 429 a limit, or a refusal? Pure.
+"""The pace that an upstream takes from a lane: fewer calls in flight, then pauses between them. Pure.
 
-An upstream that serves one call at a time answers all others 429. Were each of these an attempt, the
-jobs behind would fail for having waited their turn. So what counts is the 429s in a row while nothing
-of the lane gets through: then it is no limit but a refusal (a quota that is used up, say), and is
-taken as one.
+Additive increase, multiplicative decrease (Chiu and Jain, 1989), by loss and not by delay: a gateway
+that batches what is in flight gets slower and better with more of it.
+
+A refusal halves the calls that may be in flight, once per round trip: refusals of calls that began
+before the last cut say nothing new. Each full round that went well allows one more. With one call in
+flight a refusal doubles the gap between two calls, and each call that got through shortens it.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Final, NamedTuple
 
-from asyncproxy.core.jobs import Job, Lane
+from asyncproxy.core.jobs import Lane
 
-__all__ = ["RateLimits"]
+__all__ = ["Flight", "RateLimits"]
 
-
-class _Refusal(NamedTuple):
-    """The last 429 of a job that counted: its lane's progress and calls by then."""
-
-    in_a_row: int
-    progress: int
-    calls: int
+# A call that got through leaves so much of the gap: some seven calls pass for each one that is refused.
+_SHORTER: Final = 0.9
+# A gap that is shorter than this part of the first one is none.
+_NO_GAP: Final = 0.1
 
 
-@dataclass(slots=True)
-class _Lane:
-    calls: int = 0
-    progress: int = 0
-    under_way: dict[str, int] = field(default_factory=dict)  # job id → number of its call, oldest first
-    refused: dict[str, _Refusal] = field(default_factory=dict)
+@dataclass(slots=True, eq=False)
+class _Pace:
+    """What is known of one lane."""
+
+    in_flight: int = 0
+    limit: int | None = None  # None: as many as the upstream's concurrency allows
+    gap_s: float = 0.0
+    began: int = 0  # calls so far
+    cut_at: int = 0  # calls that had begun at the last cut
+    good: int = 0  # calls that got through since the limit changed
+    idle_since: float = 0.0  # when its last call ended
+
+
+class Flight(NamedTuple):
+    """A call in flight: its lane, and its number there."""
+
+    lane: Lane
+    pace: _Pace
+    number: int
 
 
 class RateLimits:
-    """Knows the lanes that have a call under way, or a job that was told to slow down."""
+    """Knows the lanes that have a call in flight, and those that are slowed down.
 
-    def __init__(self) -> None:
-        self._lanes: dict[Lane, _Lane] = {}
+    ``ceiling`` is the concurrency of the upstream, ``base_s`` its first and ``max_s`` its longest wait.
+    """
+
+    def __init__(self, *, ceiling: int, base_s: float, max_s: float) -> None:
+        self._lanes: dict[Lane, _Pace] = {}
+        self.reconfigure(ceiling=ceiling, base_s=base_s, max_s=max_s)
+
+    def reconfigure(self, *, ceiling: int, base_s: float, max_s: float) -> None:
+        """Go by other numbers from now on."""
+        self._ceiling = ceiling
+        self._base_s = base_s
+        self._max_s = max_s
 
     def __len__(self) -> int:
         return len(self._lanes)
 
-    def started(self, job: Job) -> None:
-        """Note that a call for ``job`` is under way."""
-        lane = self._lanes.get(job.lane)
-        if lane is None:
-            lane = self._lanes[job.lane] = _Lane()
-        lane.calls += 1
-        lane.under_way[job.id] = lane.calls
+    @property
+    def limited(self) -> int:
+        """How many lanes are slowed down."""
+        return sum(pace.limit is not None for pace in self._lanes.values())
 
-    def ended(self, job: Job, *, progress: bool) -> None:
-        """Note that the call for ``job`` has ended, and whether it got through."""
-        lane = self._lanes[job.lane]
-        del lane.under_way[job.id]
-        lane.progress += progress
-        self._drop_if_idle(job, lane)
+    def began(self, lane: Lane) -> Flight:
+        """Note that a call of ``lane`` begins."""
+        pace = self._lanes.get(lane)
+        if pace is None:
+            pace = self._lanes[lane] = _Pace()
+        pace.in_flight += 1
+        pace.began += 1
+        return Flight(lane, pace, pace.began)
 
-    def refused(self, job: Job) -> int:
-        """Note that the call for ``job``, still under way here, got a 429.
+    def got_through(self, flight: Flight) -> float:
+        """Note that a call was taken. Returns the gap in seconds to leave before the next one."""
+        pace = flight.pace
+        if pace.limit is None:
+            return 0.0
+        if pace.gap_s:
+            pace.gap_s *= _SHORTER
+            if pace.gap_s < _NO_GAP * self._base_s:
+                pace.gap_s = 0.0
+            return pace.gap_s
+        pace.good += 1
+        if pace.good >= pace.limit:
+            pace.limit, pace.good = pace.limit + 1, 0
+            if pace.limit >= self._ceiling:
+                pace.limit = None
+        return 0.0
 
-        How many that makes in a row, while nothing of the lane got through.
-        """
-        lane = self._lanes[job.lane]
-        before = lane.refused.get(job.id)
-        if before is None or lane.progress > before.progress:
-            in_a_row = 1
-        elif next(iter(lane.under_way.values())) > before.calls:
-            in_a_row = before.in_a_row + 1
+    def refused(self, flight: Flight) -> float:
+        """Note that a call was refused. Returns the gap in seconds to leave before the next one."""
+        pace = flight.pace
+        if flight.number <= pace.cut_at:
+            return pace.gap_s
+        if pace.in_flight > 1:
+            pace.limit = max(1, pace.in_flight // 2)
         else:
-            return before.in_a_row  # a call from before it is still under way: it may get through
-        lane.refused[job.id] = _Refusal(in_a_row, lane.progress, lane.calls)
-        return in_a_row
+            pace.limit = 1
+            pace.gap_s = min(max(2 * pace.gap_s, self._base_s), self._max_s)
+        pace.cut_at, pace.good = pace.began, 0
+        return pace.gap_s
 
-    def forget(self, job: Job) -> None:
-        """Note that ``job`` is done."""
-        lane = self._lanes.get(job.lane)
-        if lane is not None and lane.refused.pop(job.id, None) is not None:
-            self._drop_if_idle(job, lane)
+    def ended(self, flight: Flight, now: float) -> None:
+        """Note that a call is in flight no more, however it ended."""
+        pace = flight.pace
+        pace.in_flight -= 1
+        pace.idle_since = now
+        if not pace.in_flight and pace.limit is None:
+            del self._lanes[flight.lane]
 
-    def _drop_if_idle(self, job: Job, lane: _Lane) -> None:
-        if not lane.under_way and not lane.refused:
-            del self._lanes[job.lane]
+    def room(self, flight: Flight) -> int | None:
+        """How many more calls of a lane may begin now. None: any number."""
+        pace = flight.pace
+        return None if pace.limit is None else max(0, pace.limit - pace.in_flight)
+
+    def tidy(self, now: float) -> list[Lane]:
+        """Forget the lanes that made no call for two of the longest waits, and name them."""
+        before = now - 2 * self._max_s
+        quiet = [
+            lane
+            for lane, pace in self._lanes.items()
+            if not pace.in_flight and pace.idle_since <= before
+        ]
+        for lane in quiet:
+            del self._lanes[lane]
+        return quiet

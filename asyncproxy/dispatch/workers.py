@@ -1,36 +1,28 @@
-"""The workers of each upstream: as many as it has concurrency, also after a reload."""
+"""The workers of each upstream: as many as it has concurrency, also after a reload.
+
+A worker waits until the gate of its upstream admits a call, takes one turn, and begins again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+from asyncproxy.dispatch.gate import Gate
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.upstream.client import Upstream
 
-__all__ = ["CallPolicy", "Worker", "WorkerPool", "WorkerPools"]
+__all__ = ["Worker", "WorkerPool", "WorkerPools"]
 
 logger = logging.getLogger(__name__)
 
 Worker = asyncio.Task[None]
-
-
-@dataclass(frozen=True, slots=True)
-class CallPolicy:
-    """How jobs of one upstream are sent. ``attempts`` counts the first call too.
-
-    ``hidden`` is what it gets from us and must not be in the log, should it quote that in an error.
-    """
-
-    concurrency: int = 64
-    attempts: int = 3
-    backoff_s: float = 0.5
-    max_backoff_s: float = 30.0
-    hidden: frozenset[str] = field(default=frozenset(), repr=False)
 
 
 @dataclass(slots=True, eq=False)
@@ -39,11 +31,20 @@ class WorkerPool:
 
     upstream: Upstream
     policy: CallPolicy
+    gate: Gate
     mean_call_s: float = 1.0
-    calls: int = 0  # in flight
+    calls: int = 0
+    """Calls in flight."""
     workers: set[Worker] = field(default_factory=set)
-    idle: set[Worker] = field(default_factory=set)  # those that wait for a job
-    leaving: bool = False  # another one has taken its place
+    idle: set[Worker] = field(default_factory=set)
+    """Workers without a job: they wait for the gate, or for a claim."""
+    claiming: set[Worker] = field(default_factory=set)
+    """Those of them that wait for a claim."""
+    recalled: set[Worker] = field(default_factory=set)
+    """Workers whose claim was cancelled, for the upstream has gone away."""
+    leaving: bool = False
+    """Whether another pool has taken the place of this one."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def surplus(self) -> int:
@@ -51,29 +52,77 @@ class WorkerPool:
         return len(self.workers) - (0 if self.leaving else self.policy.concurrency)
 
     @contextmanager
-    def waiting(self, worker: Worker) -> Iterator[None]:
-        """Within this the worker has no job: it can be sent away."""
+    def awaiting_claim(self, worker: Worker) -> Iterator[None]:
+        """Within this the worker waits for a claim: it can be sent away, or recalled."""
         self.idle.add(worker)
+        self.claiming.add(worker)
         try:
             yield
         finally:
             self.idle.discard(worker)
+            self.claiming.discard(worker)
+
+    async def admitted(self, worker: Worker, monotonic: Callable[[], float]) -> int:
+        """Wait until a call may be made. Returns its epoch, for :meth:`left`."""
+        outage = self.gate.outage
+        while wait_s := outage.wait_s(monotonic()):
+            self.idle.add(worker)
+            try:
+                async with asyncio.timeout(None if wait_s == math.inf else wait_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                continue
+            finally:
+                self.idle.discard(worker)
+        return outage.admit()
+
+    def left(self, epoch: int) -> None:
+        """Note that an admitted worker has no call any more."""
+        self.gate.outage.leave(epoch)
+        if self.idle:
+            self.notify()
+
+    def notify(self) -> None:
+        """Let the workers that wait look at the gate again."""
+        self._changed.set()
+        self._changed.clear()
+
+    def recall(self) -> None:
+        """Take the workers that wait for a claim back to the gate."""
+        for worker in self.claiming:
+            self.recalled.add(worker)
+            worker.cancel()
+
+    def was_recalled(self, worker: Worker) -> bool:
+        """Whether the cancellation that arrived is that of :meth:`recall`, and no other."""
+        if worker not in self.recalled:
+            return False
+        self.recalled.remove(worker)
+        return worker.uncancel() == 0
 
 
 class WorkerPools(Mapping[str, WorkerPool]):
     """Pools by the names of their upstreams.
 
-    ``turn`` takes one job for a pool, and sees to its end. It gets the worker that runs it, too.
+    ``turn`` takes one job for a pool, and sees to its end. It gets the worker that runs it and the
+    epoch of its admission too. ``new_gate`` makes the gate of a pool.
     """
 
     def __init__(
         self,
         upstreams: Iterable[tuple[Upstream, CallPolicy]],
-        turn: Callable[[WorkerPool, Worker], Awaitable[None]],
+        turn: Callable[[WorkerPool, Worker, int], Awaitable[None]],
+        new_gate: Callable[[CallPolicy], Gate],
+        monotonic: Callable[[], float],
     ) -> None:
         self.draining = False
         self._turn = turn
-        self._pools = {upstream.name: WorkerPool(upstream, policy) for upstream, policy in upstreams}
+        self._new_gate = new_gate
+        self._monotonic = monotonic
+        self._pools = {
+            upstream.name: WorkerPool(upstream, policy, new_gate(policy))
+            for upstream, policy in upstreams
+        }
         self._leaving: set[WorkerPool] = set()  # replaced ones that still have calls in flight
         self._workers: set[Worker] = set()
 
@@ -95,9 +144,9 @@ class WorkerPools(Mapping[str, WorkerPool]):
         return found
 
     @property
-    def concurrency(self) -> Mapping[str, int]:
-        """As many calls as may be in flight, by upstream."""
-        return {name: pool.policy.concurrency for name, pool in self._pools.items()}
+    def limits(self) -> Mapping[str, int]:
+        """As many calls as may be in flight now, by upstream."""
+        return {name: pool.gate.outage.limit for name, pool in self._pools.items()}
 
     def start(self) -> None:
         """Let all workers begin."""
@@ -112,8 +161,11 @@ class WorkerPools(Mapping[str, WorkerPool]):
             if pool is not None and pool.upstream is upstream:
                 del before[upstream.name]
                 pool.policy = policy
+                pool.gate.reconfigure(policy)
+                pool.notify()
             else:
-                pool = WorkerPool(upstream, policy, pool.mean_call_s if pool else 1.0)
+                mean_call_s = pool.mean_call_s if pool else 1.0
+                pool = WorkerPool(upstream, policy, self._new_gate(policy), mean_call_s)
             self._pools[upstream.name] = pool
         for pool in before.values():
             pool.leaving = True
@@ -163,8 +215,14 @@ class WorkerPools(Mapping[str, WorkerPool]):
         assert worker is not None
         while not self.draining:
             if pool.surplus > 0:
-                pool.workers.discard(worker)  # at once: one that is too many, and not all of them
+                # Leave the set before returning: otherwise each worker sees the same surplus and all
+                # exit.
+                pool.workers.discard(worker)
                 if pool.leaving and not pool.workers:
                     self._leaving.discard(pool)
                 return
-            await self._turn(pool, worker)
+            epoch = await pool.admitted(worker, self._monotonic)
+            try:
+                await self._turn(pool, worker, epoch)
+            finally:
+                pool.left(epoch)

@@ -19,7 +19,15 @@ from logging.handlers import QueueHandler
 from time import time
 from typing import Any, Final
 
-from asyncproxy.core.events import JobFinished, Observer, RequestPassed, Retried, SubmitRefused
+from asyncproxy.core.events import (
+    JobFinished,
+    Observer,
+    RequestPassed,
+    Retried,
+    SubmitRefused,
+    UpstreamAway,
+    UpstreamBack,
+)
 from asyncproxy.core.jobs import JobStatus
 
 __all__ = ["Log", "LogObserver", "json_line", "logging_to_stderr"]
@@ -66,6 +74,7 @@ class LogObserver(Observer):
             calls=event.calls,
             total_ms=round(event.total_s * 1000),
             queue_ms=round(event.queued_s * 1000),
+            held_ms=round(event.held_s * 1000) or "",
             call_ms=round(event.call_s * 1000),
             inputs=event.inputs,
             request_bytes=event.request_bytes,
@@ -95,6 +104,25 @@ class LogObserver(Observer):
             trace_id=event.trace_id,
             base_url=self._base_url(event.status, event.upstream) if event.outcome == "ok" else "",
             detail=event.detail,
+        )
+
+    def upstream_away(self, event: UpstreamAway) -> None:
+        _log(
+            logging.WARNING,
+            "upstream is still away" if event.away_s else "upstream is away",
+            upstream=event.upstream,
+            reason=event.reason,
+            away_s=round(event.away_s),
+            waiting="" if event.waiting is None else event.waiting,
+        )
+
+    def upstream_back(self, event: UpstreamBack) -> None:
+        _log(
+            logging.WARNING,
+            "upstream is back",
+            upstream=event.upstream,
+            away_s=round(event.away_s),
+            waiting="" if event.waiting is None else event.waiting,
         )
 
     def _base_url(self, status: int, upstream: str) -> str:

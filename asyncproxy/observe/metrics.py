@@ -44,14 +44,16 @@ class Fill(NamedTuple):
 class Readings(NamedTuple):
     """How the parts stand at a scrape. ``fill`` is None if the store did not say in time.
 
-    ``calls`` and ``concurrency`` are by upstream: calls in flight, and as many as there may be.
+    ``calls``, ``limits`` and ``away`` are by upstream: calls in flight, as many as there may be now,
+    and the seconds for which it has been away.
     """
 
     fill: Fill | None
     max_live: int
     max_bytes: int
     calls: Mapping[str, int]
-    concurrency: Mapping[str, int]
+    limits: Mapping[str, int]
+    away: Mapping[str, float]
     waiting: int
     passing: int
     draining: bool
@@ -147,9 +149,19 @@ class Metrics(Observer):
             "Calls to an upstream that are in flight, for jobs.",
             "upstream",
         )
-        self._concurrency = self._gauge(
+        self._limits = self._gauge(
             "asyncproxy_calls_limit",
-            "Limit of calls to an upstream in flight, for jobs: its concurrency.",
+            "Calls for jobs that may be in flight now: the concurrency, or less after an outage.",
+            "upstream",
+        )
+        self._up = self._gauge(
+            "asyncproxy_upstream_up",
+            "Whether the upstream takes calls: 1 if so, 0 while it is away.",
+            "upstream",
+        )
+        self._away_seconds = self._gauge(
+            "asyncproxy_upstream_away_seconds",
+            "Seconds for which the upstream has been away: 0 if it takes calls.",
             "upstream",
         )
 
@@ -309,7 +321,9 @@ class Metrics(Observer):
         self._draining.set(readings.draining)
         for gauge, by_upstream in (
             (self._calls, readings.calls),
-            (self._concurrency, readings.concurrency),
+            (self._limits, readings.limits),
+            (self._up, {name: not away_s for name, away_s in readings.away.items()}),
+            (self._away_seconds, readings.away),
         ):
             gauge.clear()  # one that was removed has no calls
             for upstream, number in by_upstream.items():

@@ -58,7 +58,9 @@ class TimedStore:
         self._inner = inner
         self._tell = observer.store_operation
         # Nothing to tell of these. The first is asked for with each answer.
-        self.place = inner.place
+        self.position = inner.position
+        self.allow = inner.allow
+        self.read = inner.read
         self.release_waiters = inner.release_waiters
 
     @property

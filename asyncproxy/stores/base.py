@@ -8,7 +8,7 @@ A store that keeps its jobs elsewhere may be out of reach: then each operation r
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -19,17 +19,16 @@ __all__ = ["Alias", "Claim", "Limits", "Lost", "States", "Store", "UnreadableCal
 
 
 class Alias(NamedTuple):
-    """Another name for a job, so that the same request again can find it.
-
-    ``key`` names the job, ``fingerprint`` tells its request from another under that key. ``attach``:
-    take the job that is there, instead of making this name the new one's. ``once``: until the result
-    was delivered.
-    """
+    """Another name for a job, so that the same request again can find it."""
 
     key: bytes
+    """The name."""
     fingerprint: bytes
-    attach: bool = True
-    once: bool = False
+    """Tells the request of the job from another request under the same name."""
+    reuse_existing: bool = True
+    """Return the job that has the name. False: point the name at the new job."""
+    single_use: bool = False
+    """Drop the name when the result has been delivered."""
 
 
 class Claim(NamedTuple):
@@ -115,6 +114,12 @@ class Store(Protocol):
     async def get(self, job_id: str) -> Job | Outcome | None:
         """The job as it is now. None if it never was, has expired or was deleted."""
 
+    def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
+        """The bytes of ``/content`` of an outcome in parts, from the byte ``start`` on, in pieces.
+
+        Raises :class:`~asyncproxy.core.errors.StoreUnavailable` also if the result is gone meanwhile.
+        """
+
     async def claim(self, upstream: str) -> Claim:
         """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
 
@@ -135,11 +140,18 @@ class Store(Protocol):
 
         ``whole_lane``: nor is any other waiting job of its lane; a longer pause that is there stays.
         ``job`` may have another upstream and model than it was claimed with, and then another
-        ``call``; its place is the last then. Nothing happens if the claim was lost.
+        ``call``; its place is the last then. Of its fallbacks it may have lost the first ones. Nothing
+        happens if the claim was lost.
         """
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
+
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """Let this process claim ``room`` more jobs of ``lane``. None: any number.
+
+        Each claim takes one off, until another number is given.
+        """
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         """Record the outcome of a claimed job, once. False if the claim was lost: that of another
@@ -167,7 +179,7 @@ class Store(Protocol):
         If it has an alias that is for once, that is gone, and the result no later than ``within_s``.
         """
 
-    def place(self, job: Job) -> QueuePosition | None:
+    def position(self, job: Job) -> QueuePosition | None:
         """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""
 
     async def usage(self) -> Usage:

@@ -27,6 +27,9 @@ _OUTCOMES: Final = msgspec.msgpack.Decoder(Outcome)
 
 _PROBE: Final = b"asyncproxy"
 
+# What a part begins with that is not sealed. A token is Base64.
+_PLAIN: Final = b"\0"
+
 
 class Unreadable(Exception):
     """What a store holds was sealed with a key that is not among ours, or is damaged."""
@@ -72,6 +75,24 @@ class Codec:
         except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
+    def update_job(self, record: bytes, job: Job) -> bytes:
+        """``record``, which is a packed job, with the values of ``job``. Raises :class:`Unreadable`.
+
+        Fields that only a newer version knows keep their values, those of each fallback too. The
+        fallbacks of ``job`` are the last ones of the record: those before have been tried.
+        """
+        try:
+            before = msgspec.msgpack.decode(record)
+            after = msgspec.msgpack.decode(self.pack_job(job))
+            left = before.get("fallbacks", [])
+            left = left[len(left) - len(job.fallbacks) :]
+            after["fallbacks"] = [
+                {**old, **new} for old, new in zip(left, after["fallbacks"], strict=True)
+            ]
+            return _ENCODER.encode({**before, **after})
+        except (msgspec.MsgspecError, ValueError) as error:
+            raise Unreadable(str(error)) from None
+
     def seal_call(self, call: Call) -> bytes:
         """A call, which holds the client's credential and text."""
         return self._fernet.encrypt(_ENCODER.encode(call))
@@ -84,9 +105,14 @@ class Codec:
             raise Unreadable(str(error)) from None
 
     def pack_outcome(self, outcome: Outcome) -> bytes:
-        """An outcome, sealed if they are to be."""
-        data = _ENCODER.encode(outcome)
-        return self._fernet.encrypt(data) if self._seal_outcomes else data
+        """An outcome without its parts, sealed if outcomes are to be."""
+        if outcome.parts:
+            outcome = msgspec.structs.replace(outcome, parts=(), part_sizes=outcome.sizes)
+        return self._sealed(_ENCODER.encode(outcome))
+
+    def pack_parts(self, outcome: Outcome) -> list[bytes]:
+        """The parts of an outcome, each sealed if outcomes are to be."""
+        return [self._sealed(part) if self._seal_outcomes else _PLAIN + part for part in outcome.parts]
 
     def unpack_outcome(self, data: bytes) -> Outcome:
         """Raises :class:`Unreadable`. Takes both kinds: the setting may have changed meanwhile."""
@@ -95,6 +121,13 @@ class Codec:
             return _OUTCOMES.decode(self._open(data) if data[:1] == b"g" else data)
         except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
+
+    def unpack_part(self, data: bytes) -> bytes:
+        """Raises :class:`Unreadable`. Takes both kinds: the setting may have changed meanwhile."""
+        return data[1:] if data[:1] == _PLAIN else self._open(data)
+
+    def _sealed(self, data: bytes) -> bytes:
+        return self._fernet.encrypt(data) if self._seal_outcomes else data
 
     def probe(self) -> bytes:
         """A token for a store to keep, by which :meth:`check` knows whether the keys are its own."""

@@ -67,6 +67,7 @@ class FairQueue:
         self._ring: OrderedDict[bytes, _Tenant] = OrderedDict()
         # What becomes ready by itself: a job after its backoff, a lane after its pause.
         self._timers: list[tuple[float, int, _Entry | _Lane]] = []
+        self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane may be given out
         self._count = itertools.count()
         self._stale = 0
 
@@ -133,11 +134,24 @@ class FairQueue:
             self._stale += 1
             self._compact()
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """Give out ``room`` more jobs of ``lane``, and then none. None: any number."""
+        if room is None:
+            self._rooms.pop(lane, None)
+        else:
+            self._rooms[lane] = room
+        tenant = self._tenants.get(lane.credential)
+        found = tenant.lanes.get(lane) if tenant else None
+        if room != 0 and found is not None and self._clear_top(found):
+            self._announce(found)
+            self._stale += 1
+            self._compact()
+
     def next_due(self) -> float | None:
         """When something becomes ready by itself; in the past, if it already has. None: nothing."""
         return self._timers[0][0] if self._timers else None
 
-    def place(self, job_id: str) -> QueuePosition | None:
+    def position(self, job_id: str) -> QueuePosition | None:
         """Where a job stands, or None if it is not here. An estimate, made in constant time.
 
         Its credential has one turn in a round of all that have something ready.
@@ -173,6 +187,10 @@ class FairQueue:
             order, _, lane = heapq.heappop(tenant.heads)
             if lane.paused_until > now or not self._clear_top(lane) or lane.heap[0].order != order:
                 continue
+            if lane.key in self._rooms:
+                if not self._rooms[lane.key]:
+                    continue
+                self._rooms[lane.key] -= 1
             entry = heapq.heappop(lane.heap)
             if self._clear_top(lane):
                 self._push_head(lane)

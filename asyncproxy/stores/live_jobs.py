@@ -82,13 +82,9 @@ class LiveJobs:
         """Raise :class:`TooManyJobs` or :class:`Overloaded` if there are too many jobs for another."""
         limits = self.limits
         if self._per_credential[job.credential] >= limits.max_live_per_credential:
-            raise TooManyJobs(
-                f"This credential has {limits.max_live_per_credential} jobs that are not done. "
-                "Wait for some of them.",
-                retry_after_s=5,
-            )
+            raise TooManyJobs(limits.max_live_per_credential)
         if len(self._entries) >= limits.max_live:
-            raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
+            raise Overloaded
 
     def fits(self, size: int, result_bytes: int) -> bool:
         """Whether a job of ``size`` can be kept beside the results."""
@@ -174,6 +170,12 @@ class LiveJobs:
         waiting.queue.pause(lane, self._monotonic() + delay_s)
         self._wake(waiting)  # whoever waits has to know of its end
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """Let ``room`` more jobs of ``lane`` be claimed. None: any number."""
+        waiting = self._of(lane.upstream)
+        waiting.queue.allow(lane, room)
+        self._wake(waiting)
+
     def withdraw(self, job_id: str) -> bool:
         """Take a job that waits out of its queue, so that nobody claims it. False if none waits."""
         entry = self._entries.get(job_id)
@@ -205,10 +207,10 @@ class LiveJobs:
             entry for entry in self._entries.values() if entry.job.upstream not in upstreams
         )
 
-    def place(self, job: Job) -> QueuePosition | None:
+    def position(self, job: Job) -> QueuePosition | None:
         """Where a job stands in its queue."""
         waiting = self._waiting.get(job.upstream)
-        return None if waiting is None else waiting.queue.place(job.id)
+        return None if waiting is None else waiting.queue.position(job.id)
 
     def wake_all(self) -> None:
         """Let claims try again: there may be room, or something due."""

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import msgspec
 
 from asyncproxy.core.errors import IdempotencyKeyReused, StoreFull
-from asyncproxy.core.jobs import Call, Job, Lane, Outcome
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, Usage
+from asyncproxy.core.jobs import Call, Job, Outcome
+from asyncproxy.stores.base import Alias, Claim, Limits, Lost
 from asyncproxy.stores.expiring_results import ExpiringResults
-from asyncproxy.stores.live_jobs import LiveJobs
-from asyncproxy.stores.waiters import Waiters
+from asyncproxy.stores.local import LocalStore
+from asyncproxy.stores.parts import parts_from
 
 __all__ = ["MemoryStore"]
 
 
-class MemoryStore:
+class MemoryStore(LocalStore):
     """See :class:`~asyncproxy.stores.base.Store`.
 
     ``clock`` gives seconds since the epoch, and decides what has expired; ``monotonic`` paces retries
@@ -35,24 +35,20 @@ class MemoryStore:
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(limits, clock=clock, monotonic=monotonic)
         self.credential_keys = (secrets.token_bytes(32),)
-        self._clock = clock
-        self._live = LiveJobs(limits, monotonic=monotonic, has_room=self._has_room)
-        self.place = self._live.place
-        self._waiters = Waiters()
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
         # What it may take is held by create() and claim(): a result never goes before its time.
         self._results = ExpiringResults()
 
     @property
-    def limits(self) -> Limits:
-        return self._live.limits
+    def _result_count(self) -> int:
+        return len(self._results)
 
-    @limits.setter
-    def limits(self, limits: Limits) -> None:
-        self._live.limits = limits
-        self._live.wake_all()  # there may be room now
+    @property
+    def _result_bytes(self) -> int:
+        return self._results.bytes
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
@@ -66,7 +62,7 @@ class MemoryStore:
         if not self._live.fits(size, self._results.bytes):
             self._expire()
             if not self._live.fits(size, self._results.bytes):
-                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+                raise StoreFull
         self._live.add(job, size, call)
         self._live.enqueue(job)
         if alias is not None:
@@ -98,9 +94,6 @@ class MemoryStore:
             job, attempts=attempts, delay_s=delay_s, whole_lane=whole_lane, size=size, call=call
         )
 
-    async def pause(self, lane: Lane, delay_s: float) -> None:
-        self._live.pause(lane, delay_s)
-
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         if not self._live.holds(job):
             return False
@@ -115,32 +108,18 @@ class MemoryStore:
             return True
         return self._results.pop(job_id, self._clock()) is not None
 
-    async def claim_overdue(self, created_before: float) -> list[Job]:
-        return self._live.claim_overdue(created_before)
-
-    async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        return self._live.claim_orphans(upstreams)
-
-    async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
-        return await self._waiters.follow(self.get, job_id, timeout_s)
-
-    def release_waiters(self) -> None:
-        self._waiters.release()
+    async def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
+        for number, skipped in parts_from(outcome.sizes, start):
+            yield outcome.parts[number][skipped:]
 
     async def retire(self, outcome: Outcome, within_s: float) -> None:
         alias = self._alias_of.get(outcome.id)
-        if alias is None or not alias.once:
+        if alias is None or not alias.single_use:
             return
         self._drop_alias(outcome.id)
         if await self.delete(outcome.id) and within_s:
             expires_at = min(outcome.expires_at, self._clock() + within_s)
             self._keep(msgspec.structs.replace(outcome, expires_at=expires_at))
-
-    async def usage(self) -> Usage:
-        return Usage(len(self._live), len(self._results), self._live.bytes + self._results.bytes)
-
-    async def states(self) -> States:
-        return self._live.states()
 
     async def check(self) -> None:
         return None
@@ -156,21 +135,16 @@ class MemoryStore:
         """The job that an alias names, if it names one and it is to be taken."""
         fingerprint, job_id = self._aliases.get(alias.key, (b"", ""))
         found = await self.get(job_id)
-        if found is None or not alias.attach:
+        if found is None or not alias.reuse_existing:
             return None
         if fingerprint != alias.fingerprint:
-            raise IdempotencyKeyReused(
-                "This Idempotency-Key was used with another request. Use a new key for a new request."
-            )
+            raise IdempotencyKeyReused
         return found
 
     def _drop_alias(self, job_id: str) -> None:
         alias = self._alias_of.pop(job_id, None)
         if alias is not None and self._aliases.get(alias.key, (b"", ""))[1] == job_id:
             del self._aliases[alias.key]  # else it is a later job's by now
-
-    def _has_room(self) -> bool:
-        return self._live.bytes + self._results.bytes < self._live.limits.max_bytes
 
     def _keep(self, outcome: Outcome) -> None:
         self._expire()  # bit by bit: what a second of finished jobs leaves is much at once

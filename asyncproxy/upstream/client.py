@@ -1,63 +1,30 @@
-"""The only HTTP client of the gateways. It turns the client library's errors into ours.
-
-Messages of the errors raised here name the upstream, never its address; that is in their ``detail``,
-for the log.
-"""
+"""One gateway, and what is sent to it: the calls of jobs, and the requests that pass through."""
 
 from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from contextlib import (
-    AbstractAsyncContextManager,
-    AbstractContextManager,
-    asynccontextmanager,
-    contextmanager,
-    nullcontext,
-)
+from codecs import BOM_UTF8
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any
 from urllib.parse import unquote, urlsplit
-from weakref import WeakKeyDictionary
 
-import aiohttp
-from aiohttp import StreamReader
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection
-from aiohttp.http import HttpProcessingError
-from multidict import CIMultiDict
-from yarl import URL
-
-from asyncproxy.core.errors import (
-    CallError,
-    ResultTooLarge,
-    UpstreamTimeout,
-    UpstreamUnreachable,
-)
+from asyncproxy.core.errors import CallError, Interrupted, ResultTooLarge
 from asyncproxy.core.jobs import Call, UpstreamResponse
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
-from asyncproxy.upstream import exchange
-from asyncproxy.upstream.exchange import Connections, Exchange
+from asyncproxy.upstream.errors import translate
+from asyncproxy.upstream.exchange import ConnectionPool, Exchange, RequestBody, connection_pool
 from asyncproxy.upstream.target import Target
-from asyncproxy.wire import json_text
-from asyncproxy.wire.credentials import without_quotes
+from asyncproxy.wire import content_coding, json_text
+from asyncproxy.wire.content_coding import TooLarge, Undecodable
 from asyncproxy.wire.headers import field_lines
 
-__all__ = ["Upstream", "UpstreamOptions", "describe", "translate"]
-
-# Idle connections are closed by us before the gateway does it: a request that crosses the gateway's
-# close on the wire is lost, and a POST cannot be repeated. uvicorn, under most gateways, waits 5 s.
-_KEEPALIVE_S = 4.0
+__all__ = ["Upstream", "UpstreamOptions"]
 
 # Of a large answer, in bytes: less than the transport reads at once, so that each read is followed by
 # one check, of some 0.2 ms.
 _CHECKED_AT_ONCE = 128 * 1024
-
-
-# What the client library says of an answer that it cannot read: of a session's, and of its parser's.
-_NOT_HTTP = (aiohttp.ClientResponseError, HttpProcessingError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,310 +49,189 @@ class UpstreamOptions:
 
 
 class Upstream:
-    """One gateway: sends calls and requests to it over a pool of connections.
+    """One gateway, over a pool of connections.
 
-    Large answers are checked as they arrive, in ``heavy_work`` with all other heavy work.
+    ``overridden`` are the names of the operator's header fields, lower case. A client's fields of these
+    names stay behind. Large answers are checked as they arrive, in ``heavy_work`` with all other heavy
+    work.
     """
 
     def __init__(self, options: UpstreamOptions, heavy_work: HeavyWork) -> None:
         self.name = options.name
         self.options = options
-        self.connect_s = options.connect_s
         self.total_s = options.total_s
-        self._options = options
-        self._socket_path, url = _split_unix(options.base_url)
-        self._target = Target(url)
-        self._headers = tuple(options.headers)
-        self._overridden = frozenset(name.lower() for name, _ in options.headers)
-        self._max_result_bytes = options.max_result_bytes
+        self.overridden = frozenset(name.lower() for name, _ in options.headers)
         self._heavy_work = heavy_work
-        self._streaming = aiohttp.ClientTimeout(total=None, connect=options.connect_s)
-        self._session: aiohttp.ClientSession
-        # Of all calls: known once there are connections.
-        self._connections: Connections
-        self._lines: str
-        self._busy = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        # Connections, by the future of their end, and the body that is being read from each.
-        self._reading: WeakKeyDictionary[asyncio.Future[None], StreamReader | None]
-        self._reading = WeakKeyDictionary()
+        self._socket_path, url = _split_unix(options.base_url)
+        hosts = [value for name, value in options.headers if name.lower() == "host"]
+        self._target = Target(url, hosts[0] if hosts else None)
+        self._pool: ConnectionPool
+        # The operator's fields, and Host: as they go before the client's, in a call and in a request.
+        self._call_lines: str
+        self._request_lines: bytes
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
         """Hold a pool of connections for the length of a ``with``: nothing can be sent outside it."""
-        connector: aiohttp.BaseConnector
-        if self._socket_path is not None:
-            connector = _UnixConnector(path=self._socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S)
-        else:
-            connector = _TCPConnector(
-                limit=0,
-                keepalive_timeout=_KEEPALIVE_S,
-                ssl=_ssl_context(self._options),
-                ttl_dns_cache=30,
-            )
-        async with aiohttp.ClientSession(
-            connector=connector,
-            cookie_jar=aiohttp.DummyCookieJar(),  # one client's cookies are not another's
-            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding", "Content-Type"),
-            max_line_size=exchange.MAX_FIELD,
-            max_field_size=exchange.MAX_FIELD,
-            max_headers=exchange.MAX_FIELDS,
-            read_bufsize=exchange.READ_BUFFER,
-            trust_env=False,
-        ) as self._session:
-            self._connections = Connections(connector, self._target.origin)
-            fields = self._headers
-            if "host" not in self._overridden:
-                fields = (("Host", self._connections.host), *fields)
-            self._lines = field_lines(pair for pair in fields if pair[0].lower() != "accept-encoding")
+        async with connection_pool(
+            self.name, self._target, socket_path=self._socket_path, tls=_tls(self.options)
+        ) as self._pool:
+            fields = list(self.options.headers)
+            if "host" not in self.overridden:
+                fields.insert(0, ("Host", self._pool.host))
+            self._request_lines = field_lines(fields).encode()
+            # A result is kept decoded. That it travels compressed costs both ends more than it saves.
+            others = [pair for pair in fields if pair[0].lower() != "accept-encoding"]
+            self._call_lines = field_lines([*others, ("Accept-Encoding", "identity")])
             yield
 
     async def idle(self) -> None:
         """Wait until nothing is under way. For one that nobody sends anything to any more."""
-        await self._idle.wait()
+        await self._pool.idle()
 
-    def _begin(self) -> None:
-        self._busy += 1
-        self._idle.clear()
+    def exchange(
+        self,
+        method: str,
+        raw_path: str,
+        lines: bytes,
+        body: RequestBody = b"",
+        *,
+        length: int | None = None,
+        upgrade: bool = False,
+    ) -> Exchange:
+        """A request as it is, for an ``async with``. Only the connect timeout is applied.
 
-    def _end(self) -> None:
-        self._busy -= 1
-        if not self._busy:
-            self._idle.set()
+        ``lines`` are its header fields, each with its CRLF, without those that are ``overridden`` and
+        those that frame the body. ``length`` is that of a body that arrives while it is sent, in bytes
+        (None: unknown); with an empty ``body`` it says that the request has one, of no bytes.
+        """
+        if isinstance(body, bytes) and (body or length is not None):
+            length = len(body)
+        chunked = not isinstance(body, bytes) and length is None
+        if length is not None:
+            framing = b"Content-Length: %d\r\n\r\n" % length
+        else:
+            framing = b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"
+        line = f"{method} {self._target.path(raw_path)} HTTP/1.1\r\n".encode()
+        head = b"".join((line, self._request_lines, lines, framing))
+        return Exchange(
+            self._pool,
+            method,
+            head,
+            body,
+            connect_s=self.options.connect_s,
+            chunked=chunked,
+            upgrade=upgrade,
+        )
+
+    def timed_out(self, error: TimeoutError) -> CallError:
+        """The error of an exchange that was given up. Raise it ``from`` the original."""
+        return translate(error, self.name, delivered=True)
 
     async def call(self, call: Call, *, timeout_s: float) -> UpstreamResponse:
         """Send a call and read the answer, its content coding undone.
 
         Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout`` after
-        ``timeout_s``, or ``ResultTooLarge``.
+        ``timeout_s``, ``ResultTooLarge``, or ``Interrupted`` for a call that cannot be sent.
         """
-        self._begin()
+        exchange = Exchange(
+            self._pool,
+            "POST",
+            self._head(call),
+            call.body,
+            connect_s=min(self.options.connect_s, timeout_s),
+        )
         try:
-            return await self._call(call, timeout_s=timeout_s)
-        finally:
-            self._end()
-
-    async def _call(self, call: Call, *, timeout_s: float) -> UpstreamResponse:
-        connect_s = min(self.connect_s, timeout_s)
-        try:
-            async with (
-                asyncio.timeout(timeout_s),
-                Exchange(self._connections, self._head(call), call.body, connect_s=connect_s) as answer,
-            ):
-                if answer.status < 200:
-                    raise aiohttp.ClientConnectionError(f"unexpected status {answer.status}")
-                pieces, checked = await self._read(answer)
-                return UpstreamResponse(answer.status, answer.headers, pieces, checked)
-        except (TimeoutError, aiohttp.ClientError, HttpProcessingError, OSError, ValueError) as error:
-            raise translate(error, self.name) from error
+            async with asyncio.timeout(timeout_s), exchange:
+                pieces, checked = await self._read(exchange)
+        except TimeoutError as error:
+            raise self.timed_out(error) from error
+        return await self._decoded(UpstreamResponse(exchange.status, exchange.headers, pieces, checked))
 
     def _head(self, call: Call) -> bytes:
-        """The request line and the header fields. Raises :class:`ValueError` if they cannot be sent."""
-        if "\r" in call.head or "\0" in call.head:  # of what would split it, a call has no line feed
-            raise ValueError("a header field cannot be sent")
-        lines = self._lines + field_lines(self._theirs(call.headers))
-        # A result is kept decoded; that it travels compressed costs both ends more than it saves.
-        return (
-            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{lines}"
-            f"Accept-Encoding: identity\r\nContent-Length: {len(call.body)}\r\n\r\n"
-        ).encode()
+        """The request line and the header lines. Raises :class:`Interrupted` if they cannot be sent."""
+        fields: Iterable[tuple[str, str]] = call.headers
+        if self.overridden:
+            fields = [pair for pair in fields if pair[0].lower() not in self.overridden]
+        head = (
+            f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._call_lines}{field_lines(fields)}"
+            f"Content-Length: {len(call.body)}\r\n\r\n"
+        )
+        # Of what would split the head, the fields of a call have no line feed.
+        if "\r" in call.head or "\0" in call.head:
+            raise Interrupted("The call has a line break in a header field.")
+        try:
+            return head.encode()
+        except UnicodeEncodeError as error:
+            raise Interrupted("The call has a header field that is not text.") from error
 
-    async def _read(self, answer: Exchange) -> tuple[tuple[bytes, ...], bool]:
+    async def _read(self, exchange: Exchange) -> tuple[tuple[bytes, ...], bool]:
         """The body as it arrives, and whether it was found to be JSON text meanwhile."""
-        most = self._max_result_bytes
-        if answer.length > most:
+        limit = self.options.max_result_bytes
+        if exchange.has_body and (exchange.length or 0) > limit:
             raise self._too_large()
-        content = answer.content
-        if content.is_eof():  # all of it came with the head
-            body = content.read_nowait()
-            if len(body) > most:
-                raise self._too_large()
-            return (body,), False
-        pieces: list[bytes] = []
-        size = 0
+        if exchange.at_end():
+            return (), False
+        pieces = [exchange.received()]
+        size = len(pieces[0])
         text = json_text.Arriving(_CHECKED_AT_ONCE)
-        with self._watched(answer.protocol, content):
-            while piece := await content.readany():
-                size += len(piece)
-                if size > most:
-                    raise self._too_large()
-                pieces.append(piece)
-                if text.add(piece):
-                    await self._heavy_work.next()
-                    text.step()
+        text.add(_without_bom(pieces[0]))
+        while not exchange.at_end():
+            if size > limit:
+                raise self._too_large()
+            piece = await exchange.read()
+            size += len(piece)
+            pieces.append(piece)
+            if text.add(piece):
+                await self._heavy_work.next()
+                text.step()
+        if size > limit:
+            raise self._too_large()
+        checked = await self._end_of(text, size)
+        return tuple(filter(None, pieces)), checked
+
+    async def _end_of(self, text: json_text.Arriving, size: int) -> bool:
+        """Whether a text is known to be JSON. A small one is checked by whoever needs to know."""
         if size < HEAVY_BYTES:
-            return tuple(pieces), False
+            return False
         await self._heavy_work.next()
-        return tuple(pieces), text.end()
+        return text.end()
+
+    async def _decoded(self, answer: UpstreamResponse) -> UpstreamResponse:
+        """An answer with its content coding undone, or as it is if it cannot be.
+
+        What cannot be undone is the upstream's last word all the same: its status counts, and asking
+        again would bring no other bytes.
+        """
+        codings = content_coding.codings(answer.headers)
+        if not codings or not answer.size:
+            return answer
+        limit = self.options.max_result_bytes
+        try:
+            body = await asyncio.to_thread(content_coding.decode, answer.body, codings, limit)
+        except TooLarge:
+            raise self._too_large() from None
+        except Undecodable:
+            return answer
+        headers = tuple(field for field in answer.headers if field[0].lower() != b"content-encoding")
+        text = json_text.Arriving(_CHECKED_AT_ONCE)
+        for start in range(0, len(body), _CHECKED_AT_ONCE):
+            piece = body[start : start + _CHECKED_AT_ONCE]
+            if text.add(piece if start else _without_bom(piece)):
+                await self._heavy_work.next()
+                text.step()
+        return UpstreamResponse(answer.status, headers, (body,), await self._end_of(text, len(body)))
 
     def _too_large(self) -> ResultTooLarge:
+        limit = self.options.max_result_bytes
         return ResultTooLarge(
-            f"The upstream {self.name!r} answered with more than {self._max_result_bytes} bytes. "
+            f"The upstream {self.name!r} answered with more than {limit} bytes. "
             "Ask for less at once, or raise `jobs.max_result_bytes`."
         )
 
-    def stream(
-        self,
-        method: str,
-        raw_path: str,
-        headers: Iterable[tuple[str, str]],
-        data: bytes | AsyncIterator[bytes] | None,
-    ) -> AbstractAsyncContextManager[aiohttp.ClientResponse]:
-        """Send a request as it is; its answer is not decoded, and read by the caller.
 
-        Only the connect timeout is applied. Raises what the client library raises: see
-        :func:`translate`.
-        """
-        request = self._session.request(
-            method,
-            URL(self._target.url(raw_path), encoded=True),
-            headers=self._prepared(headers),
-            data=data,
-            timeout=self._streaming,
-            auto_decompress=False,
-            allow_redirects=False,
-        )
-        return _Counted(request, self._begin, self._end)
-
-    def watching(self, response: aiohttp.ClientResponse) -> AbstractContextManager[None]:
-        """Read the body of ``response`` within this: the end of its connection then ends the read."""
-        connection = response.connection
-        if connection is None or response.content.is_eof():
-            return nullcontext()  # all of the body is here
-        return self._watched(connection.protocol, response.content)
-
-    @contextmanager
-    def _watched(self, protocol: ResponseHandler | None, content: StreamReader) -> Iterator[None]:
-        """See :meth:`watching`.
-
-        On a chunk that is not one, aiohttp closes the connection and tells whoever waits for a
-        response, but not whoever waits for more of a body.
-        """
-        closed = None if protocol is None else protocol.closed
-        if closed is None:  # all of the body is here
-            yield
-            return
-        if closed not in self._reading:
-            closed.add_done_callback(self._on_closed)
-        self._reading[closed] = content
-        try:
-            yield
-        finally:
-            self._reading[closed] = None
-
-    def _on_closed(self, closed: asyncio.Future[None]) -> None:
-        closed.exception()  # it says no more than that the connection is closed
-        content = self._reading.pop(closed, None)
-        if content is not None and not content.is_eof() and content.exception() is None:
-            content.set_exception(aiohttp.ClientPayloadError("the connection was closed"))
-
-    def _prepared(self, headers: Iterable[tuple[str, str]]) -> CIMultiDict[str]:
-        prepared = CIMultiDict(self._theirs(headers))
-        prepared.extend(self._headers)
-        return prepared
-
-    def _theirs(self, headers: Iterable[tuple[str, str]]) -> Iterable[tuple[str, str]]:
-        """What is left of a client's fields beside the operator's."""
-        overridden = self._overridden
-        if not overridden:
-            return headers
-        return [pair for pair in headers if pair[0].lower() not in overridden]
-
-
-class _Counted(AbstractAsyncContextManager[aiohttp.ClientResponse]):
-    """``inner``, and a call before and after it."""
-
-    def __init__(
-        self,
-        inner: AbstractAsyncContextManager[aiohttp.ClientResponse],
-        begin: Callable[[], None],
-        end: Callable[[], None],
-    ) -> None:
-        self._inner, self._begin, self._end = inner, begin, end
-
-    async def __aenter__(self) -> aiohttp.ClientResponse:
-        self._begin()
-        try:
-            return await self._inner.__aenter__()
-        except BaseException:
-            self._end()
-            raise
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            await self._inner.__aexit__(kind, error, trace)
-        finally:
-            self._end()
-
-
-class _Clean(aiohttp.BaseConnector):
-    """Gives out no connection on which something came that nobody had asked for.
-
-    It would be the answer to the next request, and that may be another client's.
-    """
-
-    async def connect(
-        self,
-        req: aiohttp.ClientRequest,
-        traces: list[Any],
-        timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109  the signature is aiohttp's
-    ) -> Connection:
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if connection.protocol is None or not connection.protocol.should_close:
-                return connection
-            connection.close()
-
-
-class _TCPConnector(_Clean, aiohttp.TCPConnector):
-    pass
-
-
-class _UnixConnector(_Clean, aiohttp.UnixConnector):
-    pass
-
-
-def translate(error: Exception, upstream: str) -> CallError:
-    """The client library's error as one of ours. Raise it ``from`` the original."""
-    ours = _translated(error, upstream)
-    ours.detail = describe(error)
-    return ours
-
-
-def describe(error: Exception) -> str:
-    """What happened, for the log.
-
-    Not the error's own ``repr``: that of an answer which is not HTTP holds the whole request, with
-    the credential in it, and its message quotes the upstream's bytes.
-    """
-    if isinstance(error, _NOT_HTTP):
-        first_line = without_quotes(error.message)
-    else:
-        first_line = str(error).partition("\n")[0].strip(" :")[:200]
-    if isinstance(error, aiohttp.ServerDisconnectedError):
-        first_line = ""  # it may be the answer as far as it came
-    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
-
-
-def _translated(error: Exception, upstream: str) -> CallError:
-    if isinstance(error, aiohttp.ConnectionTimeoutError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
-    if isinstance(error, asyncio.TimeoutError):
-        return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} has no certificate that we trust.")
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return UpstreamUnreachable(f"The upstream {upstream!r} cannot be reached.")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return UpstreamUnreachable(
-            f"The answer of the upstream {upstream!r} broke off, or cannot be decoded."
-        )
-    if isinstance(error, _NOT_HTTP):
-        return UpstreamUnreachable(f"The upstream {upstream!r} answered with something not HTTP.")
-    return UpstreamUnreachable(f"The upstream {upstream!r} closed the connection without an answer.")
+def _without_bom(piece: bytes) -> bytes:
+    return piece.removeprefix(BOM_UTF8)
 
 
 def _split_unix(base_url: str) -> tuple[str | None, str]:
@@ -397,7 +243,7 @@ def _split_unix(base_url: str) -> tuple[str | None, str]:
     return unquote(path), f"http://localhost{base}"
 
 
-def _ssl_context(options: UpstreamOptions) -> ssl.SSLContext | bool:
+def _tls(options: UpstreamOptions) -> ssl.SSLContext | bool:
     if options.insecure_skip_verify:
         return False
     if options.ca_file is None:

@@ -1,157 +1,401 @@
-"""One POST over a connection of aiohttp's pool, without its session.
+"""One HTTP/1.1 exchange with an upstream, over a connection of aiohttp's pool.
 
-A session sees to redirects, cookies, tracing, proxies and bodies of any kind, and builds a request, a
-response and a task to write with for each. A call has none of them: its head is a few lines, its body
-is there. What is left to aiohttp is what is hard: the connections, TLS, names, and the parser.
+    take a connection ── write the head ──┬── write the body ───────────────┐
+                                          └── read the head ── read the body ┴── release, or close
+
+Request and response are two halves that run at once: a response may come before the request has left.
+
+    | at the end of an exchange                                | its connection      |
+    | -------------------------------------------------------- | ------------------- |
+    | request sent, response read, nothing else can follow     | goes to the pool    |
+    | anything else: an error, an early response, bytes unread | is closed           |
+
+aiohttp's client session is not used: it sees to redirects, cookies, tracing and bodies of any kind, and
+costs three times the exchange. aiohttp keeps what is hard: connections, TLS, names, and the parser.
+Its names that are private or in no documentation stand in this file alone.
+`tests/upstream/test_aiohttp_names.py` has the list.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import aiohttp
 from aiohttp import StreamReader, hdrs
 from aiohttp.client_proto import ResponseHandler
-from aiohttp.http import StreamWriter
+from aiohttp.connector import Connection
+from aiohttp.http import HttpProcessingError, RawResponseMessage, StreamWriter
 from yarl import URL
 
 from asyncproxy.loop.write_coalescing import WriteCoalescer
+from asyncproxy.upstream.errors import NotHttpError, translate
+from asyncproxy.upstream.target import RawHeaders, Target
 
-__all__ = ["Connections", "Exchange"]
+__all__ = ["ConnectionPool", "Exchange", "RequestBody", "VerbatimParser", "connection_pool"]
 
-# Longest header line taken from an upstream, in bytes, and how many of them.
-MAX_FIELD: Final = 64 * 1024
-MAX_FIELDS: Final = 512
+# A body that is here, or one that arrives while it is sent.
+RequestBody = bytes | AsyncGenerator[bytes, None]
 
-READ_BUFFER: Final = 64 * 1024
+# Longest header line taken from an upstream, in bytes, and the highest count of lines.
+_MAX_FIELD: Final = 64 * 1024
+_MAX_FIELDS: Final = 512
+
+_READ_BUFFER: Final = 64 * 1024
 
 # A request with a body up to this size is one write. A larger body is handed to the transport in pieces
-# of it, as the transport takes them, while an answer is waited for: it may come before the end.
+# of this size, as the transport takes them.
 _PIECE: Final = 256 * 1024
 
-# Calls that may wait for each other. With more, so many answers arrive at once that the first ones are
-# in no cache any more when their turn comes.
-_CALLS_AT_ONCE: Final = 8
+# Requests that may wait for each other. With more, so many responses arrive at once that the first ones
+# have left the processor's caches when their turn comes.
+_REQUESTS_AT_ONCE: Final = 8
+
+# We close idle connections before the gateway does. A request that crosses the gateway's close on the
+# wire is lost, and a POST cannot be repeated. uvicorn, under most gateways, waits 5 s.
+_KEEPALIVE_S: Final = 4.0
+
+_BODILESS: Final = frozenset({204, 304})
+
+_LIBRARY_ERRORS: Final = (aiohttp.ClientError, HttpProcessingError, OSError)
 
 
-class Connections:
-    """Those of a connector to one origin."""
+class ConnectionPool:
+    """Connections to one upstream, and a count of the exchanges that are under way.
 
-    def __init__(self, connector: aiohttp.BaseConnector, origin: str) -> None:
-        # What the connector knows a connection by. It is never sent.
-        self._request = aiohttp.ClientRequest("POST", URL(origin), loop=asyncio.get_running_loop())
+    ``name`` is for errors, ``target`` the URL of the upstream.
+    """
+
+    def __init__(self, name: str, target: Target, connector: aiohttp.BaseConnector) -> None:
+        self.name = name
+        self.target = target
+        self.writes = WriteCoalescer(_REQUESTS_AT_ONCE)
+        self.under_way = 0
         self._connector = connector
-        self.cork = WriteCoalescer(_CALLS_AT_ONCE)
-        self.host = self._request.headers[hdrs.HOST]
+        # What the connector knows a connection by. It is never sent.
+        self._request = aiohttp.ClientRequest(
+            "GET", URL(target.origin), loop=asyncio.get_running_loop()
+        )
+        self._idle = asyncio.Event()
+        self._idle.set()
 
-    async def take(self, connect_s: float) -> aiohttp.connector.Connection:
+    @property
+    def host(self) -> str:
+        """The value of the ``Host`` field for the upstream's URL."""
+        return self._request.headers[hdrs.HOST]
+
+    async def take(self, connect_s: float) -> Connection:
         """A connection that is free, or a new one.
 
         Raises :class:`aiohttp.ClientError`, a ``ConnectionTimeoutError`` after ``connect_s``.
         """
         timeout = aiohttp.ClientTimeout(connect=connect_s)
         try:
-            return await self._connector.connect(self._request, [], timeout)
+            while True:
+                connection = await self._connector.connect(self._request, [], timeout)
+                # What came unasked would be the response to the next request, perhaps another client's.
+                if connection.protocol is None or not connection.protocol.should_close:
+                    return connection
+                connection.close()
         except TimeoutError as error:
             raise aiohttp.ConnectionTimeoutError("the connection was not taken in time") from error
 
+    def begin(self) -> None:
+        """Count an exchange that begins."""
+        self.under_way += 1
+        self._idle.clear()
 
-class Exchange:
-    """A request, for the length of an ``async with``, and its answer, whose body is left to be read.
+    def end(self) -> None:
+        """Count an exchange that has ended."""
+        self.under_way -= 1
+        if not self.under_way:
+            self._idle.set()
 
-    ``head`` is the request line and the header lines, ``body`` what follows. Raises what aiohttp's
-    client does, and :class:`aiohttp.http.HttpProcessingError` for an answer that is none.
+    async def idle(self) -> None:
+        """Wait until no exchange is under way."""
+        await self._idle.wait()
+
+
+@asynccontextmanager
+async def connection_pool(
+    name: str, target: Target, *, socket_path: str | None, tls: ssl.SSLContext | bool
+) -> AsyncIterator[ConnectionPool]:
+    """A pool for the length of a ``with``. ``tls`` is what aiohttp takes as ``ssl``."""
+    connector: aiohttp.BaseConnector
+    if socket_path is not None:
+        connector = aiohttp.UnixConnector(path=socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S)
+    else:
+        connector = aiohttp.TCPConnector(
+            limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls, ttl_dns_cache=30
+        )
+    loop = asyncio.get_running_loop()
+    factory: Any = partial(_Protocol, loop=loop)
+    connector._factory = factory  # noqa: SLF001  there is no public way
+    async with connector:
+        yield ConnectionPool(name, target, connector)
+
+
+class _Protocol(ResponseHandler):
+    """A connection that tells the reader of a body too that it has broken.
+
+    On a chunk that is none, aiohttp's own only tells whoever waits for the head of a response.
     """
 
-    protocol: ResponseHandler
-    status: int
-    headers: tuple[tuple[bytes, bytes], ...]
-    length: int  # as the answer says, 0 if it does not
-    content: StreamReader
+    reading: StreamReader | None = None
 
-    def __init__(self, connections: Connections, head: bytes, body: bytes, *, connect_s: float) -> None:
-        self._connections = connections
+    def set_exception(self, exc: BaseException, exc_cause: BaseException | None = None) -> None:
+        super().set_exception(exc, exc if exc_cause is None else exc_cause)
+        reading, self.reading = self.reading, None
+        if reading is not None and not reading.is_eof() and reading.exception() is None:
+            reading.set_exception(exc)
+
+
+class Exchange:
+    """A request for an ``async with``, whose block begins when the head of the response is here.
+
+    ``head`` is the request line and the header lines with the empty line after them, ``body`` what
+    follows. ``chunked``: a body that arrives while it is sent has no known length. ``upgrade``: the
+    response may be a ``101``, and then both sides say what they like (:meth:`write`, :meth:`read`).
+
+    Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout``, and what the
+    iteration of ``body`` raises. ``headers`` are the response's, its own origin made ours. ``length``
+    is that of its body in bytes, if the response says so. ``has_body``: a body may follow.
+    """
+
+    status: int
+    reason: str
+    headers: RawHeaders
+    length: int | None
+    has_body: bool
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        method: str,
+        head: bytes,
+        body: RequestBody = b"",
+        *,
+        connect_s: float,
+        chunked: bool = False,
+        upgrade: bool = False,
+    ) -> None:
+        self._pool = pool
+        self._method = method
         self._head = head
         self._body = body
         self._connect_s = connect_s
+        self._chunked = chunked
+        self._upgrade = upgrade
+        self._connection: Connection | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._begun = False  # it may be answered
-        self._handed_over = False  # all of it, to the transport
+        self._begun = False  # The upstream may have got a part of the request.
+        self._sent = False  # The transport has got all of the request.
+        self._reusable = True  # Nothing but an answer to a next request can follow.
+        self._content: StreamReader | None = None
+
+    # Connect, write the head, read the head.
 
     async def __aenter__(self) -> Self:
-        self._connection = await self._connections.take(self._connect_s)
+        self._pool.begin()
         try:
-            await self._exchange(self._connection)
-        except BaseException:
-            self._end(whole=False)
+            self._connection = await self._pool.take(self._connect_s)
+            protocol = self._protocol()
+            protocol.set_response_params(
+                skip_payload=self._method == "HEAD",
+                read_until_eof=True,
+                auto_decompress=False,
+                read_bufsize=_READ_BUFFER,
+                max_line_size=_MAX_FIELD,
+                max_field_size=_MAX_FIELD,
+                max_headers=_MAX_FIELDS,
+            )
+            self._write(protocol)
+            await self._read_head(protocol)
+        except BaseException as error:
+            await self._end(whole=False)
+            if isinstance(error, _LIBRARY_ERRORS):
+                raise self._translated(error) from error
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._end(whole=error is None)
+    def _protocol(self) -> ResponseHandler:
+        protocol = None if self._connection is None else self._connection.protocol
+        if protocol is None:
+            raise aiohttp.ServerDisconnectedError
+        return protocol
+
+    def _write(self, protocol: ResponseHandler) -> None:
+        if not isinstance(self._body, bytes) or len(self._body) > _PIECE:
+            self._sending = asyncio.create_task(self._send(protocol))
+            self._sending.add_done_callback(self._on_sent)
+        elif self._pool.under_way > 1:
+            self._pool.writes.hold(self)
+        else:
+            self.flush()
 
     def flush(self) -> None:
-        """Send the request, unless it was given up."""
-        transport = self._connection.transport
+        """Write a request that is one write, unless it was given up."""
+        connection = self._connection
+        transport = None if connection is None else connection.transport
         if transport is not None and not transport.is_closing() and self._may_begin():
+            assert isinstance(self._body, bytes)
             transport.write(self._head + self._body)
-            self._handed_over = True
+            self._sent = True
 
     def _may_begin(self) -> bool:
-        """Whether nothing has come yet: what comes unasked is the answer to no request of ours."""
+        """Whether nothing has come yet: what comes unasked is the response to no request of ours."""
+        assert self._connection is not None
         protocol = self._connection.protocol
         self._begun = protocol is not None and not protocol.should_close
         return self._begun
 
-    async def _exchange(self, connection: aiohttp.connector.Connection) -> None:
-        protocol = connection.protocol
-        if protocol is None:
-            raise aiohttp.ServerDisconnectedError
-        protocol.set_response_params(
-            read_until_eof=True,
-            read_bufsize=READ_BUFFER,
-            max_line_size=MAX_FIELD,
-            max_field_size=MAX_FIELD,
-            max_headers=MAX_FIELDS,
-        )
-        if len(self._body) <= _PIECE:
-            self._connections.cork.hold(self)
-        else:
-            self._sending = asyncio.create_task(self._send(protocol))
+    async def _read_head(self, protocol: ResponseHandler) -> None:
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
+            if _announces_body(message):
+                raise NotHttpError(f"a {message.code} with a body")
             message, content = await protocol.read()
         if not self._begun:
-            raise aiohttp.ServerConnectionError("an answer came before its request")
-        self.protocol = protocol
+            raise NotHttpError("an answer came before its request")
+        given = message.headers
+        if given.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
+            raise NotHttpError("a Transfer-Encoding that was not asked for")
         self.status = message.code
+        self.reason = message.reason
         self.headers = message.raw_headers
-        self.length = int(message.headers.get(hdrs.CONTENT_LENGTH, 0))
-        self.content = content
+        if hdrs.LOCATION in given or hdrs.CONTENT_LOCATION in given:
+            self.headers = self._pool.target.with_our_locations(message.raw_headers)
+        length = given.get(hdrs.CONTENT_LENGTH)
+        self.length = None if length is None else int(length)
+        self.has_body = self._method != "HEAD" and message.code not in _BODILESS
+        if not self.has_body and _announces_body(message):
+            # An upstream that sends the body all the same would answer the next request with it.
+            self._reusable = False
+        if message.code == 101:
+            content = self._switch(protocol, message)
+        self._content = content
+        if not content.is_eof():
+            assert isinstance(protocol, _Protocol)
+            protocol.reading = content
+
+    def _switch(self, protocol: ResponseHandler, message: RawResponseMessage) -> StreamReader:
+        """Read bytes as they are from now on (RFC 9110, section 7.8)."""
+        if not self._upgrade or message.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
+            raise NotHttpError("a 101 that was not asked for")
+        content = StreamReader(protocol, _READ_BUFFER, loop=asyncio.get_running_loop())
+        protocol.set_parser(VerbatimParser(content), content)
+        return content
+
+    # Write the body.
 
     async def _send(self, protocol: ResponseHandler) -> None:
+        """Write a request as the transport takes it, while its response is waited for."""
         writer = StreamWriter(protocol, asyncio.get_running_loop())
-        # Whoever reads the answer hears of the end of the connection.
-        with contextlib.suppress(ConnectionError, aiohttp.ClientError):
-            if self._may_begin():
-                await writer.write(self._head)
-                for start in range(0, len(self._body), _PIECE):
-                    await writer.write(self._body[start : start + _PIECE])
-                self._handed_over = True
-
-    def _end(self, *, whole: bool) -> None:
-        """Give the connection back, or close it. ``whole``: all of the answer was read."""
-        if self._sending is not None:
-            self._sending.cancel()
-        transport = self._connection.transport
-        # An answer may come before all of the request has left. What is sent next would go on with it.
-        left = transport is not None and not transport.get_write_buffer_size()
-        if whole and self._handed_over and left:
-            self._connection.release()
+        if not self._may_begin():
+            return
+        await writer.write(self._head)
+        if isinstance(self._body, bytes):
+            for start in range(0, len(self._body), _PIECE):
+                await writer.write(self._body[start : start + _PIECE])
         else:
-            self._connection.close()
+            if self._chunked:
+                writer.enable_chunking()
+            async with aclosing(self._body) as pieces:
+                async for piece in pieces:
+                    await writer.write(piece)
+        await writer.write_eof()
+        self._sent = True
+
+    def _on_sent(self, sending: asyncio.Task[None]) -> None:
+        """End the exchange if the body cannot be had. Of a lost connection the reader hears anyway."""
+        error = None if sending.cancelled() else sending.exception()
+        if error is None or isinstance(error, _LIBRARY_ERRORS):
+            return
+        if self._connection is not None and self._connection.protocol is not None:
+            self._connection.protocol.set_exception(error)
+
+    async def write(self, data: bytes) -> None:
+        """Write to a connection that was switched, as the transport takes it."""
+        try:
+            await StreamWriter(self._protocol(), asyncio.get_running_loop()).write(data, LIMIT=0)
+        except _LIBRARY_ERRORS as error:
+            raise self._translated(error) from error
+
+    # Read the body.
+
+    def at_end(self) -> bool:
+        """Whether all of the body was read."""
+        return self._content is None or self._content.at_eof()
+
+    def received(self) -> bytes:
+        """What has arrived of the body. Empty also while nothing has."""
+        assert self._content is not None
+        try:
+            return self._content.read_nowait()
+        except _LIBRARY_ERRORS as error:
+            raise self._translated(error) from error
+
+    async def read(self) -> bytes:
+        """The next bytes of the body, as soon as there are any. Empty at its end."""
+        content = self._content
+        assert content is not None
+        try:
+            return await content.readany()
+        except _LIBRARY_ERRORS as error:
+            raise self._translated(error) from error
+
+    # Release or close.
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._end(whole=error is None)
+
+    async def _end(self, *, whole: bool) -> None:
+        """Give the connection back, or close it. ``whole``: the caller has no complaint."""
+        connection, content = self._connection, self._content
+        try:
+            if self._sending is not None and not self._sending.done():
+                self._sending.cancel()
+                await asyncio.wait({self._sending})
+        finally:
+            self._pool.end()
+            if connection is not None:
+                transport = connection.transport
+                # What is left of an early response's request would go on with the next request.
+                left = transport is None or transport.get_write_buffer_size() > 0
+                read = content is not None and content.is_eof()
+                if whole and self._sent and self._reusable and read and not left:
+                    connection.release()
+                else:
+                    connection.close()
+
+    def _translated(self, error: Exception) -> Exception:
+        if isinstance(error, HttpProcessingError):
+            error = NotHttpError(error.message)
+        return translate(error, self._pool.name, delivered=self._begun)
+
+
+class VerbatimParser:
+    """What aiohttp feeds after a ``101``, in the shape of its WebSocket parser: bytes as they come."""
+
+    def __init__(self, content: StreamReader) -> None:
+        self._content = content
+
+    def feed_data(self, data: bytes) -> tuple[bool, bytes]:
+        self._content.feed_data(data)
+        return False, b""
+
+    def feed_eof(self) -> None:
+        self._content.feed_eof()
+
+
+def _announces_body(message: RawResponseMessage) -> bool:
+    """Whether a response that can have no body has the fields of one (RFC 9112, section 6.3)."""
+    given = message.headers
+    return hdrs.TRANSFER_ENCODING in given or given.get(hdrs.CONTENT_LENGTH, "0") != "0"

@@ -34,8 +34,7 @@ class UpstreamRegistry(Mapping[str, Upstream]):
     async def connected(self) -> AsyncIterator[None]:
         """Hold the connections of all for the length of a ``with``."""
         try:
-            for upstream in self._current.values():
-                await self._connect(upstream)
+            await self._connect_all()
             yield
         finally:
             for task in self._retiring:
@@ -72,6 +71,11 @@ class UpstreamRegistry(Mapping[str, Upstream]):
             )
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
+
+    async def _connect_all(self) -> None:
+        # Apart from `connected`, whose frame would keep the last one for as long as the proxy runs.
+        for upstream in self._current.values():
+            await self._connect(upstream)
 
     async def _connect(self, upstream: Upstream) -> None:
         stack = AsyncExitStack()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from importlib.resources import files
 from typing import Any
@@ -16,13 +16,13 @@ from aiohttp import web
 from asyncproxy.core.errors import MethodNotAllowed, UnknownEndpoint
 from asyncproxy.observe.metrics import CONTENT_TYPE, Metrics
 from asyncproxy.version import __version__
-from asyncproxy.web.body_reader import expect_nothing
-from asyncproxy.web.errors import Handler, answering_errors
+from asyncproxy.web.errors import answering_errors
 from asyncproxy.web.health import Health
+from asyncproxy.web.routes import Route, RouteTable
 from asyncproxy.web.server import listening
 from asyncproxy.web.wire_response import WireResponse, json_response
 
-__all__ = ["Admin", "describe"]
+__all__ = ["Admin", "describe", "no_pages"]
 
 
 class Admin:
@@ -38,24 +38,19 @@ class Admin:
         self._description = b""
         self.url = ""  # where they are, once they listen at an address of their own
 
-    def add_routes(self, router: web.UrlDispatcher) -> None:
-        """Add the pages, and answer for all other paths under ``/-/``."""
+    def routes(self) -> Iterator[Route]:
+        """The pages, and an answer for all other paths under ``/-/``."""
         pages = {
             "/-/healthy": self._healthy,
-            "/-/ready": answering_errors(self._ready),
-            "/-/metrics": answering_errors(self._measured),
-            "/-/openapi.json": answering_errors(self._openapi),
+            "/-/ready": self._ready,
+            "/-/metrics": self._measured,
+            "/-/openapi.json": self._openapi,
         }
         for path, page in pages.items():
-            resource = router.add_resource(path)
             for method in ("GET", "HEAD"):
-                resource.add_route(method, page, expect_handler=expect_nothing)
-            resource.add_route("*", answering_errors(_refuse), expect_handler=expect_nothing)
-        _add_refusal(router, _unknown_page)
-
-    def keep_away(self, router: web.UrlDispatcher) -> None:
-        """Let nothing be under ``/-/``: the pages are elsewhere, and no gateway is asked for it."""
-        _add_refusal(router, _no_pages)
+                yield Route(method, path, answering_errors(page))
+            yield Route("*", path, answering_errors(_refuse))
+        yield Route("*", "/-/{rest}", answering_errors(_unknown_page))
 
     @asynccontextmanager
     async def listening(self, host: str | None, port: int) -> AsyncIterator[None]:
@@ -63,32 +58,34 @@ class Admin:
 
         Raises :class:`~asyncproxy.core.errors.StartupError` if it cannot be listened on.
         """
-        app = web.Application()
-        self.add_routes(app.router)
-        app.router.add_route("*", r"/{rest:[\s\S]*}", answering_errors(_unknown_page))
-        async with listening(app, host, port) as self.url:
+        elsewhere = Route("*", "/{rest}", answering_errors(_unknown_page))
+        async with listening(RouteTable([*self.routes(), elsewhere]), host, port) as self.url:
             yield
 
-    async def _healthy(self, request: web.Request) -> web.StreamResponse:
+    async def _healthy(self, request: web.BaseRequest) -> WireResponse:
         """200: the process runs."""
         return json_response(200, b'{"status":"ok"}')
 
-    async def _ready(self, request: web.Request) -> web.StreamResponse:
+    async def _ready(self, request: web.BaseRequest) -> WireResponse:
         """200: jobs are taken. 503: they are not, and why."""
         checks = await self._health.checks()
         reasons = [check.reason for check in checks.values() if check.reason]
-        page = {"status": "unavailable" if reasons else "ok", "checks": checks}
+        page: dict[str, Any] = {
+            "status": "unavailable" if reasons else "ok",
+            "checks": checks,
+            "upstreams": self._health.upstreams(),
+        }
         if reasons:
             page["reason"] = "; ".join(reasons)
         return json_response(503 if reasons else 200, msgspec.json.encode(page))
 
-    async def _measured(self, request: web.Request) -> web.StreamResponse:
+    async def _measured(self, request: web.BaseRequest) -> WireResponse:
         """200: all metrics, also while the store is away."""
         page = self._metrics.page(await self._health.readings())
         lines = f"Content-Type: {CONTENT_TYPE}\r\nCache-Control: no-store\r\n"
         return WireResponse(200, lines.encode(), page)
 
-    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+    async def _openapi(self, request: web.BaseRequest) -> WireResponse:
         """200: the description of the paths that are served."""
         if not self._description:
             # In a thread: reading so much YAML would stop the loop for as long as many jobs take.
@@ -125,20 +122,20 @@ def _written_out(path: str, item: dict[str, Any], shared: dict[str, Any]) -> dic
     return {**shared_item, **operations}
 
 
-async def _refuse(request: web.Request) -> web.StreamResponse:
+async def _refuse(request: web.BaseRequest) -> WireResponse:
     raise MethodNotAllowed("This page only supports GET and HEAD.", allow="GET, HEAD")
 
 
-def _add_refusal(router: web.UrlDispatcher, refuse: Handler) -> None:
-    handler = answering_errors(refuse)
-    router.add_route("*", r"/-/{rest:[\s\S]*}", handler, expect_handler=expect_nothing)
+def no_pages() -> Route:
+    """Nothing is under ``/-/``: the pages are elsewhere, and no gateway is asked for it."""
+    return Route("*", "/-/{rest}", answering_errors(_no_pages))
 
 
-async def _no_pages(request: web.Request) -> web.StreamResponse:
+async def _no_pages(request: web.BaseRequest) -> WireResponse:
     raise UnknownEndpoint("There are no pages here.")
 
 
-async def _unknown_page(request: web.Request) -> web.StreamResponse:
+async def _unknown_page(request: web.BaseRequest) -> WireResponse:
     raise UnknownEndpoint(
         "Unknown page. There are /-/healthy, /-/ready, /-/metrics and /-/openapi.json."
     )

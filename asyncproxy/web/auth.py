@@ -9,22 +9,33 @@ from asyncproxy.core.errors import InvalidApiKey
 from asyncproxy.wire import credentials, headers
 from asyncproxy.wire.credentials import KeyRing
 
-__all__ = ["authenticate", "upstream_headers"]
+__all__ = ["authenticate", "is_preflight", "upstream_headers"]
 
 
 def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | None:
     """The header that counts and the credential in it, or None if the client has none.
 
-    Raises :class:`InvalidApiKey` if ``keys`` are set and the credential is not one of them.
+    Raises :class:`InvalidApiKey` if ``keys`` are set and the credential is not one of them. A preflight
+    needs none: a browser never sends one with it.
     """
     found = credentials.find(request.headers)
-    if keys and (found is None or found[1] not in keys):
+    if keys and (found is None or found[1] not in keys) and not is_preflight(request):
         raise InvalidApiKey(
             "This key is not valid. Send one that the operator of this proxy gave you."
             if found
             else "A key is required. Send it as `Authorization: Bearer <key>`."
         )
     return found
+
+
+def is_preflight(request: web.BaseRequest) -> bool:
+    """Whether a browser asks for leave before a page's request (the Fetch standard, 3.3.2)."""
+    return (
+        request.method == "OPTIONS"
+        and "Origin" in request.headers
+        and "Access-Control-Request-Method" in request.headers
+        and not request.can_read_body
+    )
 
 
 def upstream_headers(
@@ -34,7 +45,7 @@ def upstream_headers(
     *,
     request_id: str | None,
     without: frozenset[str] = frozenset(),
-) -> list[tuple[str, str]]:
+) -> list[tuple[bytes, bytes]]:
     """The header fields that a request goes upstream with, but for its ``Content-Length``.
 
     ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
@@ -44,7 +55,7 @@ def upstream_headers(
     if keys and credential_header is not None:
         without = without | {credential_header.lower()}
     return headers.request_headers(
-        tuple(given.items()),
+        request.raw_headers,
         connection=given.getall(CONNECTION, ()),
         peer=request.remote,
         scheme=request.scheme,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 from aiohttp import web
 from aiohttp.http import HttpVersion11
 
 from asyncproxy.core.errors import ApiError, InvalidRequest, Overloaded, RequestTimeout, RequestTooLarge
 from asyncproxy.loop.heavy_work import HEAVY_BYTES, HeavyWork
+from asyncproxy.web.wire_response import write_continue
 
 __all__ = ["BodyReader", "expect_nothing"]
 
@@ -63,9 +64,7 @@ class BodyReader:
                 if size > self.max_bytes:
                     raise self._too_large()
                 if self._total > self.max_total_bytes:
-                    error = Overloaded("Too much is being sent at once. Try again later.")
-                    error.close = True
-                    raise error
+                    raise _too_much_at_once()
                 pieces.append(piece)
             if size >= HEAVY_BYTES:
                 await self._heavy_work.next()
@@ -73,7 +72,30 @@ class BodyReader:
             self._total -= size
         return b"".join(pieces)
 
-    async def pieces(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
+    async def begin(
+        self, request: web.BaseRequest, limit: int
+    ) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
+        """The body and None, if it has ``limit`` bytes at most. Otherwise its beginning, and the rest.
+
+        Raises what :meth:`read` does, but :class:`RequestTooLarge`.
+        """
+        pieces: list[bytes] = []
+        size = 0
+        rest = self.pieces(request)
+        try:
+            async for piece in rest:
+                size += len(piece)
+                self._total += len(piece)
+                if self._total > self.max_total_bytes:
+                    raise _too_much_at_once()
+                pieces.append(piece)
+                if size > limit:
+                    return b"".join(pieces), rest
+        finally:
+            self._total -= size
+        return b"".join(pieces), None
+
+    async def pieces(self, request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
         """The body as it arrives. Raises :class:`RequestTimeout`, and what a broken body raises."""
         await _continue(request)
         content = request.content
@@ -95,6 +117,14 @@ class BodyReader:
         return RequestTooLarge(f"The body is larger than {self.max_bytes} bytes. Send less at once.")
 
 
+def _too_much_at_once() -> ApiError:
+    # Not made where it is raised: an error in a variable of the frame that it goes through keeps that
+    # frame, and so the pieces in it, until the garbage collector comes by.
+    error = Overloaded("Too much is being sent at once. Try again later.")
+    error.close = True
+    return error
+
+
 async def expect_nothing(request: web.Request) -> None:
     """An aiohttp ``expect_handler`` that leaves ``100 Continue`` to the one who reads the body.
 
@@ -109,5 +139,4 @@ async def _continue(request: web.BaseRequest) -> None:
         and request.version == HttpVersion11
         and not request.content.is_eof()
     ):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.writer.output_size = 0  # the answer proper has not begun
+        await write_continue(request)

@@ -10,27 +10,23 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
-from aiohttp import web
-
 from asyncproxy.core.errors import ApiError, InternalError
-from asyncproxy.web.wire_response import error_response
+from asyncproxy.web.wire_response import Response, error_response
 from asyncproxy.wire.envelope import error_body
 
-__all__ = ["Handler", "answering_errors"]
+__all__ = ["answering_errors"]
 
 logger = logging.getLogger(__name__)
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 P = ParamSpec("P")
 
 
 def answering_errors(
-    handler: Callable[P, Awaitable[web.StreamResponse]], *, endpoint: str | None = None
-) -> Callable[P, Awaitable[web.StreamResponse]]:
+    handler: Callable[P, Awaitable[Response]], *, endpoint: str | None = None
+) -> Callable[P, Awaitable[Response]]:
     """``handler``, with its errors answered in the one shape of the wire contract, section 8."""
 
-    async def answering(*args: P.args, **kwargs: P.kwargs) -> web.StreamResponse:
+    async def answering(*args: P.args, **kwargs: P.kwargs) -> Response:
         try:
             return await handler(*args, **kwargs)
         except ApiError as error:

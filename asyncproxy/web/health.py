@@ -14,7 +14,7 @@ from asyncproxy.dispatch.dispatcher import Dispatcher
 from asyncproxy.observe.metrics import Fill, Readings
 from asyncproxy.stores.base import Store
 
-__all__ = ["Check", "Health"]
+__all__ = ["Check", "Health", "Presence"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,13 @@ class Check(msgspec.Struct, frozen=True, omit_defaults=True):
 
     status: str
     reason: str = ""
+
+
+class Presence(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An upstream: ``ok``, or ``away`` for so many seconds."""
+
+    status: str
+    away_s: float = 0.0
 
 
 class Health:
@@ -59,6 +66,13 @@ class Health:
             "store": _check(away),
         }
 
+    def upstreams(self) -> dict[str, Presence]:
+        """Which upstreams take calls. One that is away makes nothing unready: its jobs wait."""
+        return {
+            name: Presence("away", round(away_s, 1)) if away_s else Presence("ok")
+            for name, away_s in self._dispatcher.away.items()
+        }
+
     async def _store_away(self) -> str:
         try:
             await self._in_time(self._store.check())
@@ -81,7 +95,8 @@ class Health:
             max_live=limits.max_live,
             max_bytes=limits.max_bytes,
             calls=self._dispatcher.calls,
-            concurrency=self._dispatcher.concurrency,
+            limits=self._dispatcher.limits,
+            away=self._dispatcher.away,
             waiting=self._waiting(),
             passing=self._passing(),
             draining=self._dispatcher.draining,

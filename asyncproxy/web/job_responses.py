@@ -2,21 +2,68 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import AsyncIterator, Callable
 from typing import Final
 
-from asyncproxy.core.jobs import Job, Outcome
+from aiohttp import web
+from multidict import istr
+
+from asyncproxy.core.jobs import Job, JobStatus, Outcome
 from asyncproxy.web.wire_response import JSON, WireResponse, json_response
 from asyncproxy.wire import envelope
+from asyncproxy.wire.request_target import forwarded_prefix
 
-__all__ = ["REPLAYED", "error_of", "header", "own_response", "pending", "terminal"]
+__all__ = [
+    "NO_STORE",
+    "REPLAYED",
+    "error_of",
+    "header",
+    "location",
+    "own_response",
+    "pending",
+    "terminal",
+]
 
 # The header line that tells a job that was there already from a new one.
 REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 
+# An answer about a job is for one client and one moment, whatever the gateway said of its own answer.
+NO_STORE: Final = b"Cache-Control: no-store\r\n"
+
+# The retries of a job are ours, and were made: an SDK that repeats a final failure would multiply them.
+_FINAL: Final = b"x-should-retry: false\r\n"
+
+# RFC 9111, RFC 9213 (`CDN-Cache-Control` is stronger than `Cache-Control`), and what came before.
+_ABOUT_CACHING: Final = re.compile(
+    rb"^(?:(?:[a-z0-9]+-){0,3}cache-control|expires|surrogate-control):[^\n]*\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+_ABOUT_RETRYING: Final = re.compile(
+    rb"^(?:retry-after|retry-after-ms|x-should-retry):[^\n]*\n", re.IGNORECASE | re.MULTILINE
+)
+
+# Reads the content of an outcome in parts: :meth:`JobService.read`.
+Read = Callable[[Outcome], AsyncIterator[bytes]]
+
+_FORWARDED_PREFIX: Final = istr("X-Forwarded-Prefix")
+
 
 def header(name: str, value: object) -> bytes:
-    """A header line. Neither may come from a client."""
+    """A header line. Neither may have a line break in it."""
     return f"{name}: {value}\r\n".encode()
+
+
+def location(request: web.BaseRequest, asked: str, path: str) -> bytes:
+    """The ``Location`` line of a 202: ``path``, behind what stands before it for the client.
+
+    ``asked`` is the path of the route that ``request`` came by. What is before it in the request is the
+    mount path of a sub-application.
+    """
+    prefix = forwarded_prefix(request.headers.get(_FORWARDED_PREFIX))
+    if isinstance(request, web.Request):
+        prefix += request.rel_url.raw_path.removesuffix(asked)
+    return header("Location", prefix + path)
 
 
 def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:
@@ -25,25 +72,43 @@ def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b
     return WireResponse(status, lines, envelope.live(job))
 
 
-def terminal(outcome: Outcome, *, lines: bytes = b"") -> WireResponse:
+def terminal(outcome: Outcome, read: Read, *, lines: bytes = b"") -> WireResponse:
     """The envelope of an outcome, as it was built when the job ended."""
-    response = json_response(200, outcome.envelope, lines=lines)
-    if outcome.encoded or outcome.pieces:
-        response.stream(envelope.size(outcome), lambda: envelope.pieces(outcome))
+    if not outcome.sizes or not outcome.is_spliced:
+        return json_response(200, envelope.whole(outcome), lines=lines)
+    response = json_response(200, b"", lines=lines)
+    response.stream(envelope.spliced_size(outcome), lambda: _spliced(outcome, read))
     return response
 
 
-def own_response(outcome: Outcome) -> WireResponse:
+async def _spliced(outcome: Outcome, read: Read) -> AsyncIterator[bytes]:
+    yield outcome.envelope[: outcome.start]
+    async for part in read(outcome):
+        yield envelope.spliced_part(outcome, part)
+    yield outcome.envelope[outcome.start :]
+
+
+def own_response(outcome: Outcome, read: Read) -> WireResponse:
     """The upstream's own response: its status, end-to-end headers and bytes."""
-    if outcome.pieces:
-        response = WireResponse(outcome.status_code, outcome.content_head, b"")
-        response.stream(outcome.pieces_size, lambda: outcome.pieces)
+    lines = _content_lines(outcome)
+    if outcome.sizes:
+        response = WireResponse(outcome.status_code, lines, b"")
+        response.stream(sum(outcome.sizes), lambda: read(outcome))
         return response
     spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
     body = spliced if outcome.content is None else outcome.content
-    return WireResponse(outcome.status_code, outcome.content_head, body)
+    return WireResponse(outcome.status_code, lines, body)
+
+
+def _content_lines(outcome: Outcome) -> bytes:
+    """The upstream's header lines, but for those that are about caching and about another attempt."""
+    lines = NO_STORE + _ABOUT_CACHING.sub(b"", outcome.content_head)
+    if outcome.status is JobStatus.COMPLETED:
+        return lines
+    return _FINAL + _ABOUT_RETRYING.sub(b"", lines)
 
 
 def error_of(outcome: Outcome) -> WireResponse:
     """The ``error`` of a failed job, with its status."""
-    return json_response(outcome.status_code, memoryview(outcome.envelope)[outcome.start : outcome.end])
+    error = memoryview(outcome.envelope)[outcome.start : outcome.end]
+    return json_response(outcome.status_code, error, lines=_FINAL)

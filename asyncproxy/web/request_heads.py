@@ -7,19 +7,19 @@ remembers the last one that it had, and what that meant: to read it anew takes a
 from __future__ import annotations
 
 from itertools import chain
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from asyncproxy.core.jobs import head_of
 from asyncproxy.web.auth import authenticate, upstream_headers
+from asyncproxy.web.connection import Connection
 from asyncproxy.wire import credentials, headers, submission, trace_context
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.request import Caller, RequestHead
 
-__all__ = ["HeadCachingConnection", "RequestHeads"]
+__all__ = ["RequestHeads"]
 
 RawHead = tuple[tuple[bytes, bytes], ...]
 
@@ -46,16 +46,6 @@ class _Remembered(msgspec.Struct, frozen=True, gc=False):
         return f"_Remembered({self.head!r})"
 
 
-class HeadCachingConnection(RequestHandler):
-    """A connection that remembers the last head it had."""
-
-    __slots__ = ("last_head",)
-
-    def __init__(self, manager: web.Server, **options: Any) -> None:
-        super().__init__(manager, **options)
-        self.last_head: _Remembered | None = None
-
-
 class RequestHeads:
     """Reads heads. ``keys`` are who may come in, ``key`` is what digests are made with."""
 
@@ -78,10 +68,10 @@ class RequestHeads:
         field that cannot be sent on.
         """
         connection, raw = request.protocol, request.raw_headers
-        if not isinstance(connection, HeadCachingConnection):
+        if not isinstance(connection, Connection):
             return self._read(request)
         last = connection.last_head  # with other keys (a reload), it may not come in any more
-        if last is not None and last.keys is self._keys.digests:
+        if isinstance(last, _Remembered) and last.keys is self._keys.digests:
             at = len(last.before)
             if (
                 len(raw) > at
@@ -111,7 +101,9 @@ class RequestHeads:
 
     def _sent(self, request: web.BaseRequest, caller: Caller) -> tuple[str, ...]:
         # There is always a field: X-Forwarded-Proto, if no other.
-        fields = upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
+        fields = headers.texts(
+            upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
+        )
         there = {name.lower() for name, _ in fields}
         pieces = [head_of(fields)]
         for name in ("X-Request-Id", "Idempotency-Key"):  # the upstream may see a job twice

@@ -1,13 +1,15 @@
 """Answers whose head is written once, as bytes.
 
 aiohttp's own :class:`aiohttp.web.Response` builds a multidict and serialises it for each answer, which
-is most of what a small answer costs. Here the head is put together by hand, and the multidict exists
-only if somebody asks for it: a middleware or a signal of the application that we are part of.
+is most of what a small answer costs. Here the head is put together by hand. Only in an application of
+somebody else, which may change our answers, is one made of aiohttp's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -16,7 +18,6 @@ from typing import Any, Final
 
 from aiohttp import ClientConnectionResetError, web
 from aiohttp.abc import AbstractStreamWriter
-from aiohttp.compression_utils import MAX_SYNC_CHUNK_SIZE
 from aiohttp.http import HttpVersion11
 from multidict import CIMultiDict
 
@@ -24,13 +25,27 @@ from asyncproxy.core.errors import ApiError
 from asyncproxy.loop.write_coalescing import CoalescingTransport
 from asyncproxy.wire.headers import field_lines
 
-__all__ = ["JSON", "WireResponse", "error_response", "http_date", "json_response", "status_line"]
+__all__ = [
+    "JSON",
+    "AlreadyWritten",
+    "Response",
+    "WireResponse",
+    "error_response",
+    "http_date",
+    "json_response",
+    "status_line",
+    "write_continue",
+]
+
+logger = logging.getLogger(__name__)
 
 # A body up to this size goes out in one write with its head; a larger one is not copied, but written
 # in pieces of it, each when the one before has left.
 _PIECE: Final = 256 * 1024
 
 _BODILESS: Final = frozenset({204, 304})
+
+_CLOSE: Final = b"Connection: close\r\n\r\n"
 
 _REASONS: Final = {status.value: status.phrase for status in HTTPStatus}
 _STATUS_LINES: Final = {
@@ -53,130 +68,178 @@ def status_line(status: int) -> bytes:
     return _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status
 
 
-class WireResponse(web.Response):
-    """An answer of a status, header lines (each with its CRLF) and a body.
+class WireResponse:
+    """An answer of a status, header lines (each with its CRLF) and a body, written by itself.
 
-    ``Date``, ``Content-Length`` and ``Connection`` are added. ``lines`` must not name them.
+    ``Date``, ``Content-Length`` and ``Connection`` are added: ``lines`` must not name them. A
+    connection of aiohttp asks an answer for ``prepare``, ``write_eof`` and ``keep_alive``. An
+    application of aiohttp wants more: see :meth:`for_application`.
     """
 
-    # What web.Response.__init__ would set, as far as it is not set below.
-    _zlib_executor_size = MAX_SYNC_CHUNK_SIZE
-    _zlib_executor = None
-
-    _built: CIMultiDict[str] | None = None
-    _pieces: Callable[[], Iterable[bytes]] | None = None
-    _replaced = False
+    __slots__ = ("_after", "_body", "_pieces", "_size", "keep_alive", "lines", "status")
 
     def __init__(
         self, status: int, lines: bytes, body: bytes | memoryview, *, close: bool = False
     ) -> None:
-        # web.Response.__init__ is left out on purpose: it builds the multidict.
-        self._state = {}
-        self._status = status
-        self._reason = _REASONS.get(status, "")
-        self._lines = lines
-        self._body = body  # type: ignore[assignment]  # a view is made bytes before anyone sees it
+        self.status = status
+        self.lines = lines
+        self.keep_alive: bool | None = False if close else None
+        self._body = body
         self._size = len(body)
-        if close:
-            self._keep_alive = False
+        self._pieces: Callable[[], AsyncIterator[bytes]] | None = None
+        self._after: Callable[[], Awaitable[None]] | None = None
 
-    def stream(self, size: int, pieces: Callable[[], Iterable[bytes]]) -> None:
-        """Write ``pieces``, ``size`` bytes in all, in place of the body: it is made as it leaves."""
+    def stream(self, size: int, pieces: Callable[[], AsyncIterator[bytes]]) -> None:
+        """Write ``pieces``, ``size`` bytes in all, in place of the body: each is read as it leaves."""
         self._size, self._pieces = size, pieces
 
-    @property
-    def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
-        if self._built is None:
-            fields = (line.partition(b": ") for line in self._lines.split(b"\r\n") if line)
-            self._built = CIMultiDict((k.decode("ascii"), _text(v)) for k, _, v in fields)
-        return self._built
+    def force_close(self) -> None:
+        """Close the connection after this answer."""
+        self.keep_alive = False
 
-    @property
-    def body(self) -> Any:
-        """The body as bytes. Another one may be put in its place."""
-        body: Any = self._body
-        if self._pieces is not None:
-            self._body, self._pieces = b"".join(self._pieces()), None
-        elif isinstance(body, memoryview):
-            self._body = bytes(body)
-        return self._body
+    def when_written(self, after: Callable[[], Awaitable[None]]) -> None:
+        """Await ``after`` when all has been written, and the client was there to take it."""
+        self._after = after
 
-    @body.setter
-    def body(self, body: Any) -> None:
-        self._pieces, self._replaced = None, True
-        web.Response.body.fset(self, body)  # type: ignore[attr-defined]
-
-    @property
-    def text(self) -> str | None:
-        """The body as text."""
-        return None if self.body is None else web.Response.text.fget(self)  # type: ignore[attr-defined]
-
-    @text.setter
-    def text(self, text: str) -> None:
-        self._pieces, self._replaced = None, True
-        web.Response.text.fset(self, text)  # type: ignore[attr-defined]
-
-    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
-        if self._eof_sent or self._payload_writer is not None:
-            return await super().prepare(request)
-        if self._must_be_generic(request):
-            _ = self.body  # made bytes now
-            self._headers.setdefault("Server", "asyncproxy")  # aiohttp would name its version
-            return await super().prepare(request)
-        if self._keep_alive is None:
-            self._keep_alive = request.keep_alive
-        bodiless = self._status in _BODILESS
-        head = b"".join(
-            (
-                status_line(self._status),
-                self._lines,
-                b"" if bodiless else b"Content-Length: %d\r\n" % self._size,
-                http_date(int(time())),
-                b"\r\n" if self._keep_alive else b"Connection: close\r\n\r\n",
-            )
-        )
-        self._eof_sent = True
-        body: bytes | memoryview = self._body  # type: ignore[assignment]
-        writer, transport = request.writer, request.transport
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write the answer. Raises :class:`ConnectionError` if the client has gone."""
+        if self.keep_alive is None:
+            self.keep_alive = request.keep_alive
+        head = self.head()
+        if request.version != HttpVersion11:
+            head = _for_http_1_0(head, keep_alive=self.keep_alive)
+        transport = request.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has gone")
-        writer.output_size += len(head)  # from here on no other answer can be given
-        pieces = (body,) if self._pieces is None else self._pieces()
-        if bodiless or request.method == "HEAD":
-            pieces = ()
-        if not pieces or self._size <= _PIECE:
-            whole = b"".join((head, *pieces))
-            if isinstance(transport, CoalescingTransport):
-                transport.write_soon(whole)
-            else:
-                transport.write(whole)
+        request.writer.output_size += len(head)  # from here on no other answer can be given
+        if request.method == "HEAD" or self.status in _BODILESS:
+            _write_soon(transport, head)
+        elif self._pieces is not None:
+            transport.write(head)
+            await self._write_pieces(self._pieces(), request.writer, transport)
+        elif self._size <= _PIECE:
+            _write_soon(transport, b"".join((head, self._body)))
         else:
             transport.write(head)
-            for piece in pieces:
-                for part in _parts(piece):
+            for part in _cut(self._body):
+                await request.writer.write(part)
+        await request.writer.drain()
+        if self._after is not None:
+            await self._delivered(transport)
+
+    async def _write_pieces(
+        self, pieces: AsyncIterator[bytes], writer: AbstractStreamWriter, transport: asyncio.Transport
+    ) -> None:
+        try:
+            async for piece in pieces:
+                for part in _cut(piece):
                     await writer.write(part)
-        await writer.drain()
-        return writer
+        except ApiError as error:
+            # The head has promised more: only a broken connection says that this is not all.
+            logger.warning("a result breaks off while it is being sent: %s", error.detail or error)
+            transport.abort()
+            raise ClientConnectionResetError("the rest of the result cannot be read") from error
 
-    def _must_be_generic(self, request: web.BaseRequest) -> bool:
-        """Whether somebody else has a say in this answer, or it is for HTTP/1.0."""
-        if self._built is not None or self._replaced or self._cookies is not None or self._compression:
-            return True
-        if request.version != HttpVersion11:
-            return True
-        if not isinstance(request, web.Request):
-            return False  # there is no application that could have a say
-        for app in request.match_info.apps:  # noqa: SIM110  a generator for each answer costs more than the answer
-            if app.on_response_prepare:
-                return True
-        return False
+    async def _delivered(self, transport: asyncio.Transport) -> None:
+        if isinstance(transport, CoalescingTransport):
+            transport.flush()
+        if self._after is not None and not transport.is_closing():
+            await self._after()
+
+    async def write_eof(self) -> None:
+        """All is written already."""
+
+    def head(self) -> bytes:
+        """The head in HTTP/1.1, to its empty line."""
+        return b"".join(
+            (
+                status_line(self.status),
+                self.lines,
+                b"" if self.status in _BODILESS else b"Content-Length: %d\r\n" % self._size,
+                http_date(int(time())),
+                _CLOSE if self.keep_alive is False else b"\r\n",
+            )
+        )
+
+    async def _cut_body(self) -> AsyncIterator[bytes]:
+        for part in _cut(self._body):
+            yield bytes(part)
+
+    def for_application(self) -> web.StreamResponse:
+        """The same as aiohttp's own response, whose headers a middleware or a signal may change."""
+        fields = (line.partition(b": ") for line in self.lines.split(b"\r\n") if line)
+        headers = CIMultiDict((name.decode("ascii"), _text(value)) for name, _, value in fields)
+        headers.setdefault("Server", "asyncproxy")  # aiohttp would name its version
+        body: Any = None
+        if self._pieces is not None or self._size > _PIECE:
+            body = (self._pieces or self._cut_body)()
+            headers["Content-Length"] = str(self._size)
+        elif self.status not in _BODILESS:
+            body = bytes(self._body)
+        response = _ApplicationResponse(status=self.status, headers=headers, body=body)
+        response.after = self._after
+        if self.keep_alive is False:
+            response.force_close()
+        return response
 
 
-def _parts(piece: bytes | memoryview) -> Iterator[bytes | memoryview]:
-    if len(piece) <= _PIECE:
-        yield piece
+class _ApplicationResponse(web.Response):
+    """An answer on its way through the middlewares and signals of an application."""
+
+    after: Callable[[], Awaitable[None]] | None = None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        await super().write_eof(data)
+        if self.after is not None:
+            after, self.after = self.after, None
+            await after()
+
+
+class AlreadyWritten(web.StreamResponse):
+    """Tells aiohttp that the answer has been written to the connection."""
+
+    def __init__(self, *, keep_alive: bool) -> None:
+        super().__init__()
+        self._may_stay = keep_alive
+
+    @property
+    def keep_alive(self) -> bool:
+        return self._may_stay
+
+    async def prepare(self, request: web.BaseRequest) -> AbstractStreamWriter | None:
+        return None
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        return None
+
+
+async def write_continue(request: web.BaseRequest) -> None:
+    """Write ``100 Continue``, which is no answer yet (RFC 9110, section 15.2)."""
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0
+
+
+# What a handler of ours returns.
+Response = WireResponse | web.StreamResponse
+
+
+def _for_http_1_0(head: bytes, *, keep_alive: bool) -> bytes:
+    head = head.replace(b"HTTP/1.1", b"HTTP/1.0", 1)
+    return head[:-2] + b"Connection: keep-alive\r\n\r\n" if keep_alive else head
+
+
+def _write_soon(transport: asyncio.Transport, whole: bytes) -> None:
+    if isinstance(transport, CoalescingTransport):
+        transport.write_soon(whole)
+    else:
+        transport.write(whole)
+
+
+def _cut(body: bytes | memoryview) -> Iterator[bytes | memoryview]:
+    if len(body) <= _PIECE:
+        yield body
         return
-    view = memoryview(piece)
+    view = memoryview(body)
     for start in range(0, len(view), _PIECE):
         yield view[start : start + _PIECE]
 

@@ -18,6 +18,8 @@ from urllib.parse import unquote, unquote_plus
 
 from multidict import MultiMapping, istr
 
+from asyncproxy.wire.headers import OURS
+
 __all__ = [
     "HEADERS",
     "KeyRing",
@@ -46,21 +48,13 @@ _HARMLESS: Final = frozenset(
         *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control"),
         *("connection", "content-disposition", "content-encoding", "content-language"),
         *("content-length", "content-type", "date", "expect", "forwarded", "from", "host"),
-        *(
-            "idempotency-key",
-            "max-forwards",
-            "openai-beta",
-            "origin",
-            "pragma",
-            "prefer",
-            "priority",
-            "te",
-        ),
-        *("traceparent", "trailer", "transfer-encoding", "upgrade-insecure-requests", "user-agent"),
-        *("via", "x-real-ip", "x-request-id"),
+        *("idempotency-key", "max-forwards", "openai-beta", "origin", "pragma", "priority", "te"),
+        *("traceparent", "trailer", "transfer-encoding", "upgrade", "upgrade-insecure-requests"),
+        *("user-agent", "via", "x-real-ip", "x-request-id"),
+        *OURS,
     }
 )
-_HARMLESS_PREFIXES: Final = ("sec-", "x-bf-async", "x-forwarded-", "x-stainless-")
+_HARMLESS_PREFIXES: Final = ("sec-", "x-forwarded-", "x-stainless-")
 
 _SECRET_PARAMETER: Final = re.compile("key|token|secret|sig|password|auth", re.IGNORECASE)
 

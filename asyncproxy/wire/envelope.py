@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from binascii import b2a_base64
-from collections.abc import Iterator
+from codecs import BOM_UTF8
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -27,9 +27,10 @@ __all__ = [
     "failed",
     "finished",
     "live",
-    "pieces",
-    "size",
+    "spliced_part",
+    "spliced_size",
     "timestamp",
+    "whole",
 ]
 
 # Characters kept of an upstream's error that has no shape, and of a model name in an error.
@@ -40,15 +41,18 @@ _BODILESS: Final = frozenset({204, 205})
 
 _FRACTIONS: Final = tuple(f".{milliseconds:03}Z" for milliseconds in range(1000))
 
-# Header fields of an answer that /content writes itself, or that are not true of the decoded body.
-_NOT_KEPT: Final = frozenset({b"content-length", b"content-encoding", b"date"})
+# Header fields of an answer that /content writes itself. A Content-Encoding that is still there was not
+# undone, and belongs to the body.
+_NOT_KEPT: Final = frozenset({"content-length", "date"})
+_NOT_KEPT_OF_JSON: Final = _NOT_KEPT | {"content-encoding"}
 
-# A result of this size is not copied into its envelope, but kept as it came, if that is not in crumbs.
+# A result of this size is not copied into its envelope, but kept in parts, as it came if that is not in
+# crumbs.
 _KEPT_APART: Final = 256 * 1024
-_SMALLEST_PIECE: Final = 32 * 1024
+_SMALLEST_PART: Final = 32 * 1024
 
-# Encoded at once; a multiple of 3, so that the pieces join.
-_ENCODED_PIECE: Final = 48 * 1024
+# The size of a part of what came in one piece. A multiple of 3, so that the Base64 of the parts joins.
+_PART: Final = 192 * 1024
 
 
 def timestamp(seconds: float) -> str:
@@ -74,69 +78,78 @@ def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
 
     Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
     """
-    head = response_lines(
-        answer.headers,
-        without=_NOT_KEPT,
-        limit=CONTENT_LIMIT,
-    )
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
-        return _finish(job, JobStatus.FAILED, answer.status, (error,), now, head, answer.body)
-    if _has_json(answer):
-        pieces = answer.pieces if answer.checked else (_checked_json(answer),)
-        if len(pieces) > 1 and answer.size < len(pieces) * _SMALLEST_PIECE:
-            pieces = (b"".join(pieces),)
+        head = response_lines(answer.headers, without=_NOT_KEPT, limit=CONTENT_LIMIT)
+        return _finish(job, JobStatus.FAILED, answer.status, error, now, head, *_kept(answer.body))
+    pieces = _json_pieces(job, answer)
+    if pieces is not None:
+        # JSON text as it is has no coding, whatever its fields say.
+        head = response_lines(answer.headers, without=_NOT_KEPT_OF_JSON, limit=CONTENT_LIMIT)
+        size = sum(map(len, pieces))
+        if size >= _KEPT_APART:
+            parts = _parts(pieces)
+            return _finish(job, JobStatus.COMPLETED, answer.status, b"", now, head, None, parts)
+        if size:
+            return _finish(job, JobStatus.COMPLETED, answer.status, b"".join(pieces), now, head)
         # Without a body the envelope says null, and /content has none.
-        spliced, content = (pieces, None) if answer.size else ((b"null",), b"")
-        apart = answer.size >= _KEPT_APART
-        return _finish(
-            job, JobStatus.COMPLETED, answer.status, spliced, now, head, content, apart=apart
-        )
-    media_type = _media_type(answer)
-    if not ENDPOINTS[job.endpoint].media:
-        raise InvalidUpstreamResponse(
-            f"The upstream answered {answer.status} with {media_type[:100]}, "
-            "where application/json was expected."
-        )
-    frame = msgspec.json.encode({"content_type": media_type, "audio": ""})
-    finished = _finish(job, JobStatus.COMPLETED, answer.status, (frame,), now, head, answer.body)
+        return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
+    frame = msgspec.json.encode({"content_type": _media_type(answer), "audio": ""})
+    head = response_lines(answer.headers, without=_NOT_KEPT, limit=CONTENT_LIMIT)
+    finished = _finish(job, JobStatus.COMPLETED, answer.status, frame, now, head, *_kept(answer.body))
     middle = finished.start + len(frame) - len(b'"}')
     return msgspec.structs.replace(finished, start=middle, end=middle, encoded=True)
 
 
-def pieces(outcome: Outcome) -> Iterator[bytes]:
-    """The whole envelope of an outcome. What is ``encoded`` is so as it is written."""
-    content = outcome.content if outcome.encoded and outcome.content else b""
-    yield outcome.envelope[: outcome.start]
-    yield from outcome.pieces
-    for start in range(0, len(content), _ENCODED_PIECE):
-        yield b2a_base64(content[start : start + _ENCODED_PIECE], newline=False)
-    yield outcome.envelope[outcome.start :]
+def _kept(content: bytes) -> tuple[bytes | None, tuple[bytes, ...]]:
+    """Content as an outcome has it: whole, or in parts."""
+    return (content, ()) if len(content) < _KEPT_APART else (None, _parts((content,)))
 
 
-def size(outcome: Outcome) -> int:
-    """How many bytes the envelope of an outcome has."""
-    encoded = 4 * ((len(outcome.content or b"") + 2) // 3) if outcome.encoded else 0
-    return len(outcome.envelope) + encoded + outcome.pieces_size
+def _parts(pieces: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The parts of a large result, which came in ``pieces``."""
+    size = sum(map(len, pieces))
+    if len(pieces) > 1 and size >= len(pieces) * _SMALLEST_PART:
+        return pieces
+    whole = b"".join(pieces)
+    return tuple(whole[start : start + _PART] for start in range(0, size, _PART))
+
+
+def whole(outcome: Outcome) -> bytes:
+    """The envelope of an outcome that has no parts, or whose parts are not spliced into it."""
+    if not outcome.encoded:
+        return outcome.envelope
+    middle = b2a_base64(outcome.content or b"", newline=False)
+    return outcome.envelope[: outcome.start] + middle + outcome.envelope[outcome.start :]
+
+
+def spliced_size(outcome: Outcome) -> int:
+    """How many bytes the envelope of an outcome has, with its parts."""
+    size = sum(outcome.sizes)
+    return len(outcome.envelope) + (4 * ((size + 2) // 3) if outcome.encoded else size)
+
+
+def spliced_part(outcome: Outcome, part: bytes) -> bytes:
+    """A part of an outcome as it stands in the envelope."""
+    return b2a_base64(part, newline=False) if outcome.encoded else part
 
 
 def failed(job: Job, error: ApiError, *, now: float) -> Outcome:
     """The outcome of ``job`` where there is none of the upstream: our own reason."""
-    body = _shaped(error.status, _parts(error), _extra_of(job))
+    body = _shaped(error.status, _fields(error), _extra_of(job))
     head = b"Content-Type: application/json\r\n"
-    return _finish(job, JobStatus.FAILED, error.status, (body,), now, head, None)
+    return _finish(job, JobStatus.FAILED, error.status, body, now, head)
 
 
 def _finish(
     job: Job,
     status: JobStatus,
     status_code: int,
-    spliced: tuple[bytes, ...],
+    spliced: bytes,
     now: float,
     head: bytes,
-    content: bytes | None,
-    *,
-    apart: bool = False,
+    content: bytes | None = None,
+    parts: tuple[bytes, ...] = (),
 ) -> Outcome:
     check_step(job, status)
     expires_at = now + job.ttl_s
@@ -153,7 +166,7 @@ def _finish(
             f'"{key}":'.encode(),
         )
     )
-    whole = prefix + b"}" if apart else b"".join((prefix, *spliced, b"}"))
+    whole = b"".join((prefix, spliced, b"}"))
     return Outcome(
         id=job.id,
         endpoint=job.endpoint,
@@ -166,7 +179,7 @@ def _finish(
         start=len(prefix),
         end=len(whole) - 1,
         content=content,
-        pieces=spliced if apart else (),
+        parts=parts,
     )
 
 
@@ -174,30 +187,45 @@ def _media_type(answer: UpstreamResponse) -> str:
     return (answer.header(b"content-type") or "application/json").partition(";")[0].strip().lower()
 
 
-def _has_json(answer: UpstreamResponse) -> bool:
-    """Whether the body of an answer has to be JSON, if there is one."""
-    subtype = _media_type(answer).rpartition("/")[2]
-    return answer.status in _BODILESS or subtype == "json" or subtype.endswith("+json")
+def _json_pieces(job: Job, answer: UpstreamResponse) -> tuple[bytes, ...] | None:
+    """The JSON text of a 2xx answer, without a byte order mark. None if it is media.
 
-
-def _checked_json(answer: UpstreamResponse) -> bytes:
-    """The body of an answer that has to be JSON."""
-    body = answer.body
-    if not body and answer.status in _BODILESS:
-        return body
+    Where an endpoint has JSON only, the body decides, as it does for a client's parser: some gateways
+    say ``text/plain`` of all their answers. Raises :class:`InvalidUpstreamResponse`.
+    """
+    if answer.status in _BODILESS and not answer.size:
+        return ()
+    media_type = _media_type(answer)
+    subtype = media_type.rpartition("/")[2]
+    says_json = subtype == "json" or subtype.endswith("+json")
+    if not says_json and ENDPOINTS[job.endpoint].media:
+        return None
+    pieces = answer.pieces
+    if pieces and pieces[0].startswith(BOM_UTF8):
+        pieces = (pieces[0].removeprefix(BOM_UTF8), *pieces[1:])
+    if answer.checked:
+        return pieces
+    text = _joined(pieces)
     try:
-        json_text.check(body)
+        json_text.check(text)
     except json_text.InvalidText as error:
         raise InvalidUpstreamResponse(
             f"The upstream answered {answer.status} with a body that is not JSON: {error}."
+            if says_json
+            else f"The upstream answered {answer.status} with {media_type[:100]}, "
+            "where application/json was expected."
         ) from None
-    return body
+    return (text,)
+
+
+def _joined(pieces: tuple[bytes, ...]) -> bytes:
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
     """An error of ours in the one shape of the wire contract, section 8."""
     request_type = ENDPOINTS[endpoint].request_type if endpoint else ""
-    return _shaped(error.status, _parts(error), _extra(error.provider, error.model, request_type))
+    return _shaped(error.status, _fields(error), _extra(error.provider, error.model, request_type))
 
 
 def _shaped(status: int, error: dict[str, Any], extra_fields: dict[str, Any]) -> bytes:
@@ -211,7 +239,7 @@ def _shaped(status: int, error: dict[str, Any], extra_fields: dict[str, Any]) ->
     )
 
 
-def _parts(error: ApiError) -> dict[str, Any]:
+def _fields(error: ApiError) -> dict[str, Any]:
     return {"type": error.type, "code": error.code, "message": error.message, "param": error.param}
 
 
@@ -251,7 +279,7 @@ def error_in(answer: UpstreamResponse) -> tuple[str, str]:
 
 
 def _given_error(answer: UpstreamResponse) -> _OpenAIError:
-    body = answer.body
+    body = answer.body.removeprefix(BOM_UTF8)
     try:
         return json_text.parse(body, _OPENAI_ERROR).error
     except (json_text.InvalidText, msgspec.ValidationError):

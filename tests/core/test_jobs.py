@@ -151,7 +151,8 @@ def test_an_outcome_has_no_field_for_a_request_body_or_a_credential() -> None:
         "end",
         "content",
         "encoded",
-        "pieces",
+        "parts",
+        "part_sizes",
     }
     assert not hasattr(completed(), "__dict__")
 

@@ -15,9 +15,10 @@ from asyncproxy.core.errors import ModelNotFound, StoreFull, StoreUnavailable, U
 from asyncproxy.core.events import JobFinished, Observer, RequestPassed
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome, UpstreamResponse
 from asyncproxy.dispatch.dispatcher import Dispatcher
-from asyncproxy.dispatch.workers import CallPolicy
+from asyncproxy.dispatch.verdict import CallPolicy
 from asyncproxy.loop.heavy_work import HeavyWork
 from asyncproxy.stores.base import Claim, Limits, UnreadableCall
+from asyncproxy.stores.fair_queue import QueuePosition
 from asyncproxy.stores.memory import MemoryStore
 from asyncproxy.upstream.client import Upstream
 
@@ -138,7 +139,7 @@ async def test_an_error_inside_the_proxy_fails_the_job_and_no_worker_dies(
         raise RuntimeError("a bug")
 
     with monkeypatch.context() as patch:
-        patch.setattr("asyncproxy.dispatch.retry.is_retryable", broken)
+        patch.setattr("asyncproxy.dispatch.gate.ending_of", broken)
         await rig.submit("a")
         rig.upstream.answers.put_nowait(OK)
         event = await next_event(rig)
@@ -197,11 +198,11 @@ async def test_a_deleted_job_frees_its_worker(make: Make) -> None:
     job = await rig.submit("a")
     await rig.upstream.called.wait()
     assert await rig.store.delete("a")
-    rig.dispatcher.abort(job)
+    rig.dispatcher.abort(job.id)
     await rig.submit("b")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).job_id == "b"
-    assert len(rig.dispatcher._rate_limits) == 0
+    assert len(rig.dispatcher._pools["gateway"].gate.rate_limits) == 0
 
 
 async def test_an_abort_that_comes_with_the_answer_kills_no_worker(make: Make) -> None:
@@ -213,9 +214,9 @@ async def test_an_abort_that_comes_with_the_answer_kills_no_worker(make: Make) -
         await rig.upstream.called.wait()
         rig.upstream.answers.put_nowait(OK)
         await rig.store.delete(name)
-        rig.dispatcher.abort(job)
+        rig.dispatcher.abort(job.id)
         async with asyncio.timeout(10):
-            while rig.dispatcher._calls:
+            while rig.dispatcher._attempts._workers:
                 await asyncio.sleep(0)
         rig.upstream.answers = asyncio.Queue()  # the answer that nobody waited for any more
     await rig.submit("last")
@@ -296,7 +297,7 @@ async def test_what_waits_past_its_deadline_fails_where_it_waits(make: Make) -> 
 async def test_a_store_that_fails_for_a_while_costs_no_worker(
     make: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("asyncproxy.dispatch.dispatcher._PAUSE_AFTER_ERROR_S", 0)
+    monkeypatch.setattr("asyncproxy.dispatch.recorder.PAUSE_AFTER_ERROR_S", 0)
     rig = await make()
     claim, finish = rig.store.claim, rig.store.finish
     failures = iter(range(3))
@@ -347,7 +348,7 @@ async def test_what_expired_before_its_turn_is_not_sent(make: Make) -> None:
 async def test_an_outcome_is_kept_while_the_store_does_not_take_it(
     make: Make, monkeypatch: pytest.MonkeyPatch, away: Exception
 ) -> None:
-    monkeypatch.setattr("asyncproxy.dispatch.dispatcher._FIRST_RETRY_S", 0)
+    monkeypatch.setattr("asyncproxy.dispatch.recorder._FIRST_RETRY_S", 0)
     rig = await make()
     finish = rig.store.finish
     failures = iter(range(3))
@@ -375,6 +376,15 @@ async def test_a_job_whose_upstream_is_gone_goes_where_its_model_is_served(make:
     assert (failed.job_id, failed.status_code, failed.code) == ("b", 404, "model_not_found")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).job_id == "a"
+
+
+async def test_a_job_whose_upstream_nobody_serves_is_told_when_it_goes_elsewhere(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig = await make()
+    job = Job("a", "embeddings", b"a", "was-once", "m", rig.now(), 60)
+    monkeypatch.setattr(rig.store, "position", lambda _: QueuePosition(3, rig.now() + 14.5))
+    assert rig.dispatcher.retry_after_s(job) == 15
 
 
 async def test_a_request_that_cannot_be_read_ends_its_job_and_no_other(
@@ -405,7 +415,7 @@ async def test_a_request_that_cannot_be_read_ends_its_job_and_no_other(
 async def test_an_outcome_that_waits_for_the_store_gets_the_grace_of_a_stop(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("asyncproxy.dispatch.dispatcher._FIRST_RETRY_S", 0)
+    monkeypatch.setattr("asyncproxy.dispatch.recorder._FIRST_RETRY_S", 0)
     rig = await make()
     finish, away, tried = rig.store.finish, asyncio.Event(), asyncio.Event()
 
@@ -432,7 +442,7 @@ async def test_a_store_that_fails_in_every_way_costs_no_worker(
     make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither an end nor a release can be recorded: the job is ended when one can."""
-    monkeypatch.setattr("asyncproxy.dispatch.dispatcher._PAUSE_AFTER_ERROR_S", 0)
+    monkeypatch.setattr("asyncproxy.dispatch.recorder.PAUSE_AFTER_ERROR_S", 0)
     rig = await make()
     finish, release = rig.store.finish, rig.store.release
     failures = iter(range(7))
@@ -462,8 +472,8 @@ async def test_a_job_that_is_lost_twice_costs_no_worker(make: Make) -> None:
     await rig.submit("a")
     await rig.upstream.called.wait()
     assert await rig.store.delete("a")
-    assert rig.dispatcher.lost("a")
-    assert rig.dispatcher.lost("a")
+    assert rig.dispatcher.abort("a")
+    assert rig.dispatcher.abort("a")
     await rig.submit("b")
     rig.upstream.answers.put_nowait(OK)
     assert (await next_event(rig)).job_id == "b"

@@ -1,196 +1,184 @@
-"""When a 429 is a limit, and when it is a refusal."""
+"""The pace of a lane: what a refusal takes from it, and what a call that gets through gives back."""
 
 from __future__ import annotations
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asyncproxy.core.jobs import Job
-from asyncproxy.dispatch.rate_limits import RateLimits
+from asyncproxy.core.jobs import Lane
+from asyncproxy.dispatch.rate_limits import Flight, RateLimits
+
+LANE = Lane("gateway", b"a", "m")
+OTHER = Lane("gateway", b"b", "m")
 
 
-def job(name: str, *, credential: bytes = b"a", model: str = "m", upstream: str = "gateway") -> Job:
-    return Job(name, "embeddings", credential, upstream, model, 0.0, 60)
+def make(ceiling: int = 64) -> RateLimits:
+    return RateLimits(ceiling=ceiling, base_s=0.5, max_s=30.0)
 
 
-A, B, C = job("a"), job("b"), job("c")
+def begin(limits: RateLimits, count: int, lane: Lane = LANE) -> list[Flight]:
+    return [limits.began(lane) for _ in range(count)]
 
 
-def refuse(limits: RateLimits, of: Job) -> int:
-    """A call that gets a 429, start to end."""
-    limits.started(of)
-    in_a_row = limits.refused(of)
-    limits.ended(of, progress=False)
-    return in_a_row
+def refuse(limits: RateLimits, flight: Flight) -> float:
+    gap_s = limits.refused(flight)
+    limits.ended(flight, 0.0)
+    return gap_s
 
 
-def succeed(limits: RateLimits, of: Job) -> None:
-    """A call that gets through, start to end."""
-    limits.started(of)
-    limits.ended(of, progress=True)
-    limits.forget(of)
+def pass_through(limits: RateLimits, flight: Flight) -> float:
+    gap_s = limits.got_through(flight)
+    limits.ended(flight, 0.0)
+    return gap_s
 
 
-def test_refusals_with_nothing_getting_through_add_up() -> None:
-    limits = RateLimits()
-    assert [refuse(limits, A) for _ in range(4)] == [1, 2, 3, 4]
-
-
-def test_each_job_of_a_lane_counts_its_own_refusals() -> None:
-    limits = RateLimits()
-    assert [refuse(limits, of) for of in (A, B, A, B, C, A)] == [1, 1, 2, 2, 1, 3]
-
-
-def test_progress_of_another_job_begins_the_count_anew() -> None:
-    limits = RateLimits()
-    assert [refuse(limits, A), refuse(limits, A)] == [1, 2]
-    succeed(limits, B)
-    assert [refuse(limits, A), refuse(limits, A), refuse(limits, A)] == [1, 2, 3]
-
-
-def test_progress_during_the_call_begins_the_count_anew() -> None:
-    limits = RateLimits()
-    assert [refuse(limits, A), refuse(limits, A)] == [1, 2]
-    limits.started(A)
-    succeed(limits, B)
-    assert limits.refused(A) == 1
-
-
-def test_a_call_that_failed_in_another_way_is_no_progress() -> None:
-    limits = RateLimits()
-    assert refuse(limits, A) == 1
-    limits.started(B)
-    limits.ended(B, progress=False)
-    assert refuse(limits, A) == 2
-
-
-def test_a_call_that_is_still_under_way_leaves_it_undecided() -> None:
-    limits = RateLimits()
-    limits.started(B)
-    assert [refuse(limits, A) for _ in range(5)] == [1, 1, 1, 1, 1]
-    limits.ended(B, progress=False)
-    assert [refuse(limits, A) for _ in range(2)] == [2, 3]
-
-
-def test_a_call_that_was_under_way_and_got_through_is_progress() -> None:
-    limits = RateLimits()
-    limits.started(B)
-    assert [refuse(limits, A), refuse(limits, A)] == [1, 1]
-    limits.ended(B, progress=True)
-    assert [refuse(limits, A), refuse(limits, A)] == [1, 2]
-
-
-def test_a_call_that_began_after_the_last_refusal_does_not_stop_the_count() -> None:
-    limits = RateLimits()
-    assert refuse(limits, A) == 1
-    limits.started(B)
-    assert refuse(limits, A) == 2
-    # Now B's call is one from before: until it ends, nothing is known.
-    assert refuse(limits, A) == 2
-
-
-def test_the_oldest_call_under_way_decides() -> None:
-    limits = RateLimits()
-    limits.started(B)
-    assert refuse(limits, A) == 1
-    limits.started(C)
-    assert refuse(limits, A) == 1
-    limits.ended(B, progress=False)
-    assert refuse(limits, A) == 2  # C began after the refusal that counted
-    assert refuse(limits, A) == 2  # and before this one
-    limits.ended(C, progress=False)
-    assert refuse(limits, A) == 3
-
-
-def test_jobs_that_take_turns_at_an_upstream_that_serves_one_at_a_time_are_never_refused() -> None:
-    limits = RateLimits()
-    waiting = [job(str(i)) for i in range(20)]
-    while waiting:
-        served, *waiting = waiting
-        limits.started(served)
-        for other in waiting:
-            assert refuse(limits, other) == 1
-        limits.ended(served, progress=True)
-        limits.forget(served)
+def test_a_lane_without_refusals_has_no_limit_and_leaves_nothing() -> None:
+    limits = make()
+    flights = begin(limits, 100)
+    assert limits.room(flights[0]) is None
+    for flight in flights:
+        assert pass_through(limits, flight) == 0
     assert len(limits) == 0
+
+
+def test_a_refusal_halves_the_calls_in_flight_once_per_round_trip() -> None:
+    limits = make()
+    flights = begin(limits, 64)
+    assert [refuse(limits, flight) for flight in flights] == [0.0] * 64
+    assert flights[0].pace.limit == 32
+    again = begin(limits, 32)
+    for flight in again:
+        refuse(limits, flight)
+    assert again[0].pace.limit == 16
+
+
+def test_calls_that_began_before_the_cut_say_nothing_new() -> None:
+    limits = make()
+    first, *old = begin(limits, 8)
+    refuse(limits, first)
+    assert first.pace.limit == 4
+    (new,) = begin(limits, 1)
+    for flight in old:
+        refuse(limits, flight)
+    assert new.pace.limit == 4
+    refuse(limits, new)
+    assert new.pace.limit == 1
+
+
+def test_a_full_round_that_went_well_allows_one_more() -> None:
+    limits = make()
+    for flight in begin(limits, 8):
+        refuse(limits, flight)
+    for limit in (4, 5, 6):
+        flights = begin(limits, limit)
+        assert limits.room(flights[0]) == 0
+        for flight in flights:
+            assert flight.pace.limit == limit
+            pass_through(limits, flight)
+    assert flights[0].pace.limit == 7
+
+
+def test_the_limit_goes_when_it_reaches_the_ceiling() -> None:
+    limits = make(ceiling=3)
+    for flight in begin(limits, 3):
+        refuse(limits, flight)
+    assert len(limits) == 1
+    while len(limits):
+        (flight,) = begin(limits, 1)
+        pass_through(limits, flight)
+        assert (flight.pace.limit or 3) <= 3
+
+
+def test_with_one_call_in_flight_the_gap_doubles_up_to_the_longest_wait() -> None:
+    limits = make()
+    gaps = [refuse(limits, limits.began(LANE)) for _ in range(9)]
+    assert gaps == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_a_call_that_gets_through_shortens_the_gap_until_there_is_none() -> None:
+    limits = make()
+    refuse(limits, limits.began(LANE))
+    gaps: list[float] = []
+    while not gaps or gaps[-1]:
+        gaps.append(pass_through(limits, limits.began(LANE)))
+    assert gaps == sorted(gaps, reverse=True)
+    assert gaps[0] == 0.45
+    assert len(gaps) > 20
+
+
+def test_of_a_rate_that_is_found_no_more_than_one_call_in_four_is_refused() -> None:
+    """An upstream that takes a call each two seconds, and says nothing about it."""
+    limits, now, free_at = make(), 0.0, 0.0
+    refused = passed = 0
+    while passed < 200:
+        flight = limits.began(LANE)
+        if now >= free_at:
+            free_at = max(free_at, now - 2.0) + 2.0
+            gap_s = pass_through(limits, flight)
+            passed += 1
+        else:
+            gap_s = refuse(limits, flight)
+            refused += passed > 20
+        now += gap_s or 0.01
+    assert refused < passed / 4
 
 
 def test_lanes_do_not_speak_for_each_other() -> None:
-    limits = RateLimits()
-    others = [job("x", credential=b"other"), job("y", model="other"), job("z", upstream="other")]
-    assert refuse(limits, A) == 1
-    for other in others:
-        succeed(limits, other)
-        limits.started(other)
-    assert [refuse(limits, A), refuse(limits, A)] == [2, 3]
-    assert len(limits) == 4
+    limits = make()
+    refuse(limits, limits.began(LANE))
+    other = limits.began(OTHER)
+    assert limits.room(other) is None
+    assert limits.limited == 1
 
 
-def test_a_job_that_is_forgotten_counts_from_one_again() -> None:
-    limits = RateLimits()
-    assert [refuse(limits, A), refuse(limits, A)] == [1, 2]
-    limits.forget(A)
-    assert refuse(limits, A) == 1
-
-
-def test_a_lane_is_kept_while_a_call_is_under_way_or_a_job_was_refused() -> None:
-    limits = RateLimits()
-    assert len(limits) == 0
-    limits.started(A)
-    assert len(limits) == 1
-    limits.refused(A)
-    limits.ended(A, progress=False)
-    assert len(limits) == 1
-    limits.started(A)
-    limits.forget(A)
-    assert len(limits) == 1
-    limits.ended(A, progress=True)
+def test_a_quiet_lane_is_forgotten_after_two_of_the_longest_waits() -> None:
+    limits = make()
+    flight = limits.began(LANE)
+    limits.refused(flight)
+    limits.ended(flight, 100.0)
+    assert limits.tidy(159.0) == []
+    assert limits.tidy(160.0) == [LANE]
     assert len(limits) == 0
 
 
-def test_a_job_that_was_never_refused_is_forgotten_without_a_trace() -> None:
-    limits = RateLimits()
-    limits.forget(A)
-    assert len(limits) == 0
-    limits.started(B)
-    limits.forget(A)
-    limits.forget(B)
-    assert len(limits) == 1
-    limits.ended(B, progress=False)
-    assert len(limits) == 0
+def test_a_lane_with_a_call_in_flight_is_not_forgotten() -> None:
+    limits = make()
+    flight = limits.began(LANE)
+    limits.refused(flight)
+    assert limits.tidy(1e9) == []
+    limits.ended(flight, 0.0)
+    assert limits.tidy(1e9) == [LANE]
 
 
-def test_nothing_is_kept_for_lanes_that_clients_invent() -> None:
-    limits = RateLimits()
-    for i in range(2000):
-        of = job(f"j{i}", credential=b"c%d" % i, model=f"m{i}")
-        refuse(limits, of)
-        succeed(limits, of)
-    assert len(limits) == 0
-    assert not limits._lanes
-
-
-@given(st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from(["call", "refuse", "forget"]))))
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from(["begin", "pass", "refuse", "fail"]))
+    ),
+    ceiling=st.integers(1, 9),
+)
 @settings(max_examples=150, deadline=None)
-def test_nothing_is_kept_when_all_jobs_are_done(steps: list[tuple[str, str]]) -> None:
-    limits = RateLimits()
-    jobs = {name: job(name, model=str(ord(name) % 2)) for name in "abcdef"}
-    under_way: set[str] = set()
+def test_whatever_happens_the_limit_stays_within_its_bounds_and_nothing_is_left(
+    steps: list[tuple[str, str]], ceiling: int
+) -> None:
+    limits = make(ceiling)
+    lanes = {"a": LANE, "b": OTHER}
+    flights: dict[str, list[Flight]] = {"a": [], "b": []}
     for name, step in steps:
-        of = jobs[name]
-        if step == "forget":
-            limits.forget(of)
-        elif name not in under_way:
-            limits.started(of)
-            under_way.add(name)
-        else:
-            if step == "refuse":
-                assert limits.refused(of) >= 1
-            limits.ended(of, progress=step == "call")
-            under_way.remove(name)
-        assert len(limits) >= len({jobs[name].lane for name in under_way})
-    for name in under_way:
-        limits.ended(jobs[name], progress=False)
-    for of in jobs.values():
-        limits.forget(of)
+        if step == "begin":
+            flights[name].append(limits.began(lanes[name]))
+        elif flights[name]:
+            flight = flights[name].pop(0)
+            gap_s = 0.0
+            if step == "pass":
+                gap_s = limits.got_through(flight)
+            elif step == "refuse":
+                gap_s = limits.refused(flight)
+            assert 0 <= gap_s <= 30
+            assert flight.pace.limit is None or flight.pace.limit >= 1
+            room = limits.room(flight)
+            assert room is None or room >= 0
+            limits.ended(flight, 0.0)
+    for flight in [*flights["a"], *flights["b"]]:
+        limits.ended(flight, 0.0)
+    limits.tidy(60.0)
     assert len(limits) == 0

@@ -25,7 +25,7 @@ STORES = ("memory", "sqlite", "redis")
 
 # Modules whose tests are about the process or its memory, or never touch a job, and so run once. A single
 # one for which that is so is marked `one_store`.
-ONCE = {"test_load", "test_pass_through", "test_process", "test_workers"}
+ONCE = {"test_load", "test_pass_through", "test_process", "test_websockets", "test_workers"}
 
 FIND = credentials.find
 

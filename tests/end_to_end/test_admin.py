@@ -178,7 +178,8 @@ async def test_ready_has_each_check(proxy: Client) -> None:
     ready = await proxy.get("/-/ready")
     assert ready.status == 200
     checks = {"draining": {"status": "ok"}, "store": {"status": "ok"}}
-    assert ready.json() == {"status": "ok", "checks": checks}
+    upstreams = {"gateway": {"status": "ok"}}
+    assert ready.json() == {"status": "ok", "checks": checks, "upstreams": upstreams}
 
 
 def lose_the_store(proxy: Client, monkeypatch: pytest.MonkeyPatch, away: Any) -> None:
@@ -216,6 +217,7 @@ async def test_a_store_that_is_away_is_said_and_a_scrape_still_answered(
                 "draining": {"status": "ok"},
                 "store": {"status": "unavailable", "reason": reason},
             },
+            "upstreams": {"gateway": {"status": "ok"}},
         }
         found = await metrics(proxy)
         assert found["store_up"] == 0

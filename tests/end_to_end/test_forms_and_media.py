@@ -153,7 +153,9 @@ def by_model(**behaviours: Any) -> Any:
 BODY = b'{"model": "a",  "input": [1.50, "x"], "fallbacks": ["b", "c"], "user": 1e2}'
 
 
-@pytest.mark.parametrize("failure", [answer(b"", status=404), answer(b"", status=503), raw(b"")])
+@pytest.mark.parametrize(
+    "failure", [answer(b"", status=status) for status in (400, 404, 500, 503)] + [raw(b"")]
+)
 async def test_fallbacks_are_tried_in_order(proxy: Client, gateway: Gateway, failure: Any) -> None:
     gateway.behaviour = by_model(a=failure, b=answer(b"", status=404), c=answer({"from": "c"}))
     done = await proxy.outcome(await proxy.submit(BODY))
@@ -177,10 +179,13 @@ async def test_the_first_model_that_answers_is_the_last(proxy: Client, gateway: 
     assert (done["result"], done["extra_fields"]["fallback_index"]) == ({"from": "a"}, 0)
 
 
-async def test_a_final_error_does_not_fall_back(proxy: Client, gateway: Gateway) -> None:
-    gateway.behaviour = by_model(a=answer({"error": {"message": "bad input"}}, status=400))
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_wrong_credential_does_not_fall_back(
+    proxy: Client, gateway: Gateway, status: int
+) -> None:
+    gateway.behaviour = by_model(a=answer({"error": {"message": "bad key"}}, status=status))
     done = await proxy.outcome(await proxy.submit(BODY))
-    assert (done["status_code"], done["error"]["extra_fields"]["fallback_index"]) == (400, 0)
+    assert (done["status_code"], done["error"]["extra_fields"]["fallback_index"]) == (status, 0)
     assert len(gateway.received) == 1
 
 
@@ -206,7 +211,7 @@ async def test_a_fallback_on_another_upstream(start: Start, gateway: Gateway) ->
 
     gateway.behaviour = answer(b"", status=503)
     async with gateways.running() as other:
-        retry = {"attempts": 1}
+        retry = {"attempts": 1, "backoff": "1ms", "max_backoff": "2ms", "outage": "50ms"}
         proxy = await start(
             upstreams=[
                 {"name": "one", "base_url": gateway.url, "models": ["a"], "retry": retry},

@@ -268,7 +268,7 @@ async def test_only_the_submitter_sees_a_job(proxy: Client, gateway: Gateway) ->
         refused.append(await proxy.request("DELETE", path, headers=other))
     # of another endpoint, and what is no id at all
     refused.append(await proxy.get(path.replace("embeddings", "rerank"), headers=ALICE))
-    refused.append(await proxy.get("/v1/async/embeddings/..%2f..%2fetc", headers=ALICE))
+    refused.append(await proxy.get("/v1/async/embeddings/x%2f..etc", headers=ALICE))
     for other_answer in refused:
         assert (other_answer.status, other_answer.code) == (404, "job_not_found")
     assert len({re.sub(b"rerank", b"embedding", a.body) for a in refused}) == 1

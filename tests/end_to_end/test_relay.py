@@ -7,6 +7,7 @@ import json
 import socket
 import struct
 from typing import Any
+from unittest.mock import Mock
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -16,6 +17,7 @@ from aiohttp import web
 
 from asyncproxy.core.jobs import Outcome
 from asyncproxy.web import job_responses
+from asyncproxy.web.relay import Relay
 from asyncproxy.web.wire_response import WireResponse
 from tests.conftest import EMBED, Client, Start
 from tests.end_to_end.test_openai_client import sdk_embeddings
@@ -49,16 +51,70 @@ async def test_what_takes_longer_is_redirected_and_held_again(start: Start, gate
     proxy = await start(jobs={"relay_hold": "50ms"})
     first = await proxy.post(RELAY)
     assert first.status == 303
-    location = first.headers["Location"]
+    location = first.location
     assert location.startswith(RELAY + "/")
     assert location.endswith("?hop=1")
     second = await proxy.get(location)
-    assert (second.status, second.headers["Location"]) == (303, location.replace("hop=1", "hop=2"))
+    assert (second.status, second.location) == (303, location.replace("hop=1", "hop=2"))
     slow.done.set()
     for method in ("GET", "POST"):
-        done = await proxy.request(method, second.headers["Location"])
+        done = await proxy.request(method, second.location)
         assert (done.status, done.json()) == (200, {"ok": 1})
     assert len(gateway.received) == 1
+
+
+@pytest.mark.one_store
+async def test_a_redirect_is_relative(start: Start, gateway: Gateway) -> None:
+    """It holds behind an ingress that strips a prefix: nothing in it is from the root."""
+    gateway.behaviour = hang
+    proxy = await start(jobs={"relay_hold": "10ms"})
+    for path, folder in ((RELAY, "embeddings"), ("/v1/relay/chat/completions", "completions")):
+        first = await proxy.post(path, headers={"X-Forwarded-Prefix": "/ai"})
+        job_id = first.headers["Location"].removeprefix(f"{folder}/").partition("?")[0]
+        assert first.headers["Location"] == f"{folder}/{job_id}?hop=1"
+        assert len(job_id) == 36
+        second = await proxy.get(f"{path}/{job_id}?hop=1")
+        assert second.headers["Location"] == f"{job_id}?hop=2"
+
+
+async def test_a_result_stays_for_those_who_were_redirected_to_it(
+    start: Start, gateway: Gateway
+) -> None:
+    """Though another equal request, whose hold was not over yet, was the first to get it."""
+    gateway.behaviour = slow = Slow()
+    proxy = await start(jobs={"relay_hold": "10ms"})
+    redirected = await proxy.post(RELAY)
+    assert redirected.status == 303
+    proxy.parts.relay.hold_s = 20
+    other = asyncio.ensure_future(proxy.post(RELAY))
+    await proxy.until_waiting(1)
+    slow.done.set()
+    assert (await other).json() == {"ok": 1}
+    for _ in range(2):
+        assert (await proxy.get(redirected.location)).json() == {"ok": 1}
+    assert len(gateway.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("submitted_at", "first", "keep_s"),
+    [
+        (90.0, True, 0.0),
+        (75.1, True, 0.0),
+        (75.0, True, 60.0),
+        (99.0, False, 60.0),
+        (None, True, 60.0),
+    ],
+)
+async def test_how_long_a_result_stays_after_it_was_delivered(
+    *, submitted_at: float | None, first: bool, keep_s: float
+) -> None:
+    """Nobody was redirected to a job that ended well before the first hold of it could be over."""
+    relay = Relay(
+        Mock(), Mock(), Mock(), observer=Mock(), hold_s=50.0, max_hops=18, clock=lambda: 100.0
+    )
+    assert relay._keep_s(submitted_at, first=first) == keep_s
+    relay.hold_s = 300.0
+    assert relay._keep_s(None, first=True) == 300.0
 
 
 async def test_after_the_last_hop_a_retry_attaches(start: Start, gateway: Gateway) -> None:
@@ -68,13 +124,13 @@ async def test_after_the_last_hop_a_retry_attaches(start: Start, gateway: Gatewa
     hops = 0
     while response.status == 303:
         hops += 1
-        response = await proxy.get(response.headers["Location"])
+        response = await proxy.get(response.location)
     assert (hops, response.status, response.code) == (2, 503, "still_running")
     assert response.headers["Retry-After"] == "1"
     slow.done.set()
     again = await proxy.post(RELAY)
     while again.status == 303:
-        again = await proxy.get(again.headers["Location"])
+        again = await proxy.get(again.location)
     assert (again.status, again.json()) == (200, {"ok": 1})
     assert len(gateway.received) == 1
 
@@ -165,7 +221,7 @@ async def test_jobs_of_others_are_not_attached_to(proxy: Client, gateway: Gatewa
 async def test_only_the_submitter_is_held(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(jobs={"relay_hold": "10ms"})
-    location = (await proxy.post(RELAY, headers={"x-api-key": "sk-alice"})).headers["Location"]
+    location = (await proxy.post(RELAY, headers={"x-api-key": "sk-alice"})).location
     assert (await proxy.get(location, headers={"x-api-key": "sk-bob"})).code == "job_not_found"
     assert (
         await proxy.get(location.replace("embeddings", "rerank"), headers={"x-api-key": "sk-alice"})
@@ -176,8 +232,8 @@ async def test_only_the_submitter_is_held(start: Start, gateway: Gateway) -> Non
 async def test_a_hop_that_is_none(start: Start, gateway: Gateway, hop: str) -> None:
     gateway.behaviour = hang
     proxy = await start(jobs={"relay_hold": "10ms"})
-    location = (await proxy.post(RELAY)).headers["Location"].partition("?")[0]
-    assert (await proxy.get(location + hop)).headers["Location"] == location + "?hop=1"
+    location = (await proxy.post(RELAY)).location.partition("?")[0]
+    assert (await proxy.get(location + hop)).location == location + "?hop=1"
 
 
 async def test_bad_requests_are_refused_as_on_the_async_path(proxy: Client) -> None:
@@ -251,7 +307,8 @@ async def test_openai_python_goes_on_past_the_last_hop(start: Start, gateway: Ga
 async def test_its_exceptions_are_the_usual(
     start: Start, gateway: Gateway, status: int, exception: type[openai.APIStatusError]
 ) -> None:
-    proxy = await start(upstream={"retry": {"attempts": 1}}, jobs={"relay_hold": "20ms"})
+    impatient = {"attempts": 1, "outage": 0}
+    proxy = await start(upstream={"retry": impatient}, jobs={"relay_hold": "20ms"})
 
     async def slow_failure(request: Received, writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
@@ -387,12 +444,12 @@ async def test_an_answer_that_was_not_taken_is_there_for_the_retry(
     own_response = job_responses.own_response
     given: list[Outcome] = []
 
-    def reset_before(outcome: Outcome) -> WireResponse:
+    def reset_before(outcome: Outcome, read: Any) -> WireResponse:
         if not given:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             client.close()  # its reset arrives, and is not read before the answer is written
         given.append(outcome)
-        return own_response(outcome)
+        return own_response(outcome, read)
 
     monkeypatch.setattr(job_responses, "own_response", reset_before)
     slow.done.set()

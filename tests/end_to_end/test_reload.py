@@ -185,7 +185,7 @@ async def test_the_relay_holds_as_it_is_told_now(proxy: Client, gateway: Gateway
     await reconfigure(proxy, upstream("gateway", gateway), jobs=jobs)
     hop = await proxy.post("/v1/relay/embeddings")
     assert hop.status == 303
-    assert (await proxy.get(hop.headers["Location"])).code == "still_running"
+    assert (await proxy.get(hop.location)).code == "still_running"
 
 
 async def test_keys_change(start: Start, gateway: Gateway) -> None:
@@ -237,7 +237,7 @@ async def test_an_upstream_that_cannot_be_opened_changes_nothing(
         raise FileNotFoundError
 
     with monkeypatch.context() as patch:
-        patch.setattr("asyncproxy.upstream.client._ssl_context", gone)
+        patch.setattr("asyncproxy.upstream.client._tls", gone)
         with pytest.raises(FileNotFoundError):
             await reconfigure(proxy, upstream("two", other), jobs={"max_pending": 1})
     assert proxy.parts.config is before

@@ -28,7 +28,8 @@ READINGS = Readings(
     max_live=100,
     max_bytes=8192,
     calls={"gateway": 3},
-    concurrency={"gateway": 64},
+    limits={"gateway": 64},
+    away={"gateway": 0.0},
     waiting=2,
     passing=1,
     draining=False,
@@ -65,6 +66,8 @@ HAPPENED = {
     "call_ended": events.CallEnded("an-id", "embeddings", "gateway", 1, "2xx", 0.25),
     "retried": events.Retried("an-id", "gateway", "503", 1.0),
     "fell_back": events.FellBack("an-id", "gateway"),
+    "upstream_away": events.UpstreamAway("gateway", "upstream_unreachable", 61.0, 12),
+    "upstream_back": events.UpstreamBack("gateway", 90.0, 12),
     "paused": events.Paused("gateway", 1.0),
     "job_finished": FINISHED,
     "request_passed": PASSED,
@@ -255,7 +258,7 @@ def test_a_store_that_does_not_answer_has_no_numbers() -> None:
 def test_an_upstream_that_was_removed_has_no_calls() -> None:
     metrics = Metrics()
     samples(metrics)
-    found = samples(metrics, READINGS._replace(calls={"other": 1}, concurrency={"other": 2}))
+    found = samples(metrics, READINGS._replace(calls={"other": 1}, limits={"other": 2}))
     assert 'calls_in_flight{upstream="gateway"}' not in found
     assert found['calls_limit{upstream="other"}'] == 2
 

@@ -20,7 +20,7 @@ from asyncproxy.stores.base import Store
 
 OPERATIONS = sorted(name for name, member in vars(Store).items() if inspect.iscoroutinefunction(member))
 WAITING = {"claim", "wait"}
-REFUSALS = (IdempotencyKeyReused("x"), Overloaded("x"), StoreFull("x"), TooManyJobs("x"))
+REFUSALS = (IdempotencyKeyReused(), Overloaded(), StoreFull(), TooManyJobs(3))
 
 
 class Inner:

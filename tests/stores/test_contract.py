@@ -6,9 +6,10 @@ A hypothesis state machine drives a dispatcher's moves, clients' moves and the c
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ from asyncproxy.core.errors import (
     IllegalTransition,
     Overloaded,
     StoreFull,
+    StoreUnavailable,
     TooManyJobs,
 )
 from asyncproxy.core.jobs import TERMINAL, Call, Job, JobStatus, Outcome, UpstreamResponse
@@ -68,7 +70,7 @@ async def memory(limits: Limits, clock: Clock) -> AsyncIterator[Store]:
 @asynccontextmanager
 async def sqlite(limits: Limits, clock: Clock) -> AsyncIterator[Store]:
     # One reader: what is asked first is answered first, which settled() relies on.
-    with TemporaryDirectory() as folder, patch("asyncproxy.stores.sqlite.store._READERS", 1):
+    with TemporaryDirectory() as folder, patch("asyncproxy.stores.sqlite.readers.COUNT", 1):
         store = SqliteStore(
             Path(folder) / "jobs.db", limits, full_durability=False, clock=clock, monotonic=clock
         )
@@ -252,6 +254,98 @@ async def test_a_pause_holds_its_lane_only(bench: Bench) -> None:
     clock.now += 5
     await store.tick()
     assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a1", "a2"]
+
+
+async def finish_large(store: Store, clock: Clock, body: bytes) -> Outcome:
+    """A finished job with a result in parts, as a poll finds it."""
+    await store.create(job("a", clock=clock), CALL)
+    await finish_next(store, clock, body)
+    found = await store.get("a")
+    assert isinstance(found, Outcome)
+    assert len(found.sizes) > 3
+    return found
+
+
+LARGE = json.dumps([str(number) for number in range(120_000)]).encode()
+
+
+@pytest.mark.parametrize("start", [0, 1, 200_000, 196_608, len(LARGE) - 1, len(LARGE)])
+async def test_a_large_result_is_read_in_parts_from_any_byte_on(bench: Bench, start: int) -> None:
+    store = await bench.store(LIMITS._replace(max_bytes=16 * 1024**2))
+    found = await finish_large(store, bench.clock, LARGE)
+    assert len(found.envelope) < 1000
+    parts = [part async for part in store.read(found, start)]
+    assert b"".join(parts) == LARGE[start:]
+    assert all(len(part) <= 256 * 1024 for part in parts)
+
+
+async def test_a_large_result_takes_its_size_in_the_store_and_gives_it_back(bench: Bench) -> None:
+    store = await bench.store(LIMITS._replace(max_bytes=16 * 1024**2))
+    found = await finish_large(store, bench.clock, LARGE)
+    assert (await store.usage()).bytes == found.size > len(LARGE)
+    bench.clock.now += 60
+    await store.tick()
+    assert await store.usage() == (0, 0, 0)
+    assert await store.get("a") is None
+
+
+async def test_a_large_result_that_is_deleted_while_it_is_read_breaks_off_or_is_read(
+    bench: Bench,
+) -> None:
+    """It never ends early as if that were all."""
+    store = await bench.store(LIMITS._replace(max_bytes=16 * 1024**2))
+    found = await finish_large(store, bench.clock, LARGE)
+    reading = store.read(found)
+    read = await anext(reading)
+    assert await store.delete("a")
+    with suppress(StoreUnavailable):
+        async for part in reading:
+            read += part
+        assert read == LARGE
+
+
+async def test_a_lane_gives_out_no_more_jobs_than_it_has_room_for(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    limited = job("a0", clock=clock)
+    for number in range(5):
+        await store.create(job(f"a{number}", clock=clock), CALL)
+    store.allow(limited.lane, 2)
+    assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a0", "a1"]
+    await nothing_to_claim(store)
+    await store.create(job("other model", clock=clock, model="n"), CALL)
+    await store.create(job("other credential", clock=clock, credential=b"bob"), CALL)
+    found = {(await store.claim(UPSTREAM)).job.id for _ in range(2)}
+    assert found == {"other model", "other credential"}
+    await nothing_to_claim(store)
+    claim = asyncio.ensure_future(store.claim(UPSTREAM))
+    await settled(store)
+    store.allow(limited.lane, 1)
+    async with asyncio.timeout(10):
+        assert (await claim).job.id == "a2"
+    await nothing_to_claim(store)
+    store.allow(limited.lane, None)
+    assert [(await store.claim(UPSTREAM)).job.id for _ in range(2)] == ["a3", "a4"]
+
+
+async def test_a_job_that_comes_to_a_lane_without_room_waits_there(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    store.allow(job("a", clock=clock).lane, 0)
+    await store.create(job("a", clock=clock), CALL)
+    await nothing_to_claim(store)
+    assert await store.delete("a")
+    store.allow(job("b", clock=clock).lane, 1)
+    await store.create(job("b", clock=clock), CALL)
+    assert (await store.claim(UPSTREAM)).job.id == "b"
+
+
+async def test_a_release_keeps_what_the_job_has_been_through(bench: Bench) -> None:
+    store, clock = await bench.store(), bench.clock
+    await store.create(job("a", clock=clock), CALL)
+    claimed = (await store.claim(UPSTREAM)).job
+    been = msgspec.structs.replace(claimed, calls=3, held_s=12.5, held_at=clock.now)
+    await store.release(been, attempts=1)
+    again = (await store.claim(UPSTREAM)).job
+    assert (again.attempts, again.calls, again.held_s, again.held_at) == (1, 3, 12.5, clock.now)
 
 
 async def test_credentials_take_turns(bench: Bench) -> None:
@@ -469,7 +563,9 @@ async def test_equal_requests_at_once_are_one_job(bench: Bench) -> None:
 async def test_an_alias_that_does_not_attach_is_the_new_jobs(bench: Bench) -> None:
     store, clock = await bench.store(), bench.clock
     for name in "ab":
-        made = await store.create(job(name, clock=clock), CALL, Alias(b"name", b"", attach=False))
+        made = await store.create(
+            job(name, clock=clock), CALL, Alias(b"name", b"", reuse_existing=False)
+        )
         assert made is None
     found = await store.create(job("c", clock=clock), CALL, Alias(b"name", b""))
     assert found is not None
@@ -481,7 +577,7 @@ async def test_an_alias_that_does_not_attach_is_the_new_jobs(bench: Bench) -> No
 @pytest.mark.parametrize("keep_s", [0.0, 5.0])
 async def test_a_name_for_once_goes_with_the_delivery(bench: Bench, keep_s: float) -> None:
     store, clock = await bench.store(), bench.clock
-    once = Alias(b"name", b"", once=True)
+    once = Alias(b"name", b"", single_use=True)
     await store.create(job("a", clock=clock), CALL, once)
     await finish_next(store, clock)
     outcome = await store.create(job("b", clock=clock), CALL, once)

@@ -72,7 +72,7 @@ def test_an_empty_queue_has_nothing() -> None:
     assert len(queue) == 0
     assert "x" not in queue
     assert not queue.remove("x")
-    assert queue.place("x") is None
+    assert queue.position("x") is None
     assert queue.next_due() is None
     queue.pause(lane(), 10)
     assert queue.next_due() is None
@@ -225,36 +225,36 @@ def test_next_due_is_the_earliest_backoff_or_end_of_a_pause() -> None:
 
 def test_the_place_of_a_job_counts_those_of_its_credential_before_it() -> None:
     queue = filled(*((str(i), lane()) for i in range(4)))
-    assert [queue.place(str(i)) for i in range(4)] == [QueuePosition(i, 0.0) for i in range(4)]
+    assert [queue.position(str(i)) for i in range(4)] == [QueuePosition(i, 0.0) for i in range(4)]
     queue.pop(0)
-    assert queue.place("0") is None
-    assert queue.place("3") == QueuePosition(2, 0.0)
+    assert queue.position("0") is None
+    assert queue.position("3") == QueuePosition(2, 0.0)
     queue.remove("1")
-    assert queue.place("3") == QueuePosition(1, 0.0)
+    assert queue.position("3") == QueuePosition(1, 0.0)
 
 
 def test_the_place_of_a_job_takes_the_turns_of_others_into_account() -> None:
     queue = filled(*((f"a{i}", lane("a")) for i in range(100)), ("b0", lane("b")), ("b1", lane("b")))
-    assert queue.place("b0") == QueuePosition(0, 0.0)
-    assert queue.place("b1") == QueuePosition(2, 0.0)
-    assert queue.place("a3") == QueuePosition(6, 0.0)
-    assert queue.place("a99") == QueuePosition(101, 0.0)  # never more than there are
+    assert queue.position("b0") == QueuePosition(0, 0.0)
+    assert queue.position("b1") == QueuePosition(2, 0.0)
+    assert queue.position("a3") == QueuePosition(6, 0.0)
+    assert queue.position("a99") == QueuePosition(101, 0.0)  # never more than there are
 
 
 def test_a_job_that_came_back_stands_first() -> None:
     queue = filled(*((str(i), lane()) for i in range(5)))
     queue.push("0", lane(), order=order_of(queue, "0"))
-    assert queue.place("0") == QueuePosition(0, 0.0)
+    assert queue.position("0") == QueuePosition(0, 0.0)
 
 
 def test_the_place_of_a_job_says_when_it_may_go_at_all() -> None:
     queue = FairQueue()
     queue.push("1", lane(), not_before=7)
-    assert queue.place("1") == QueuePosition(0, 7.0)
+    assert queue.position("1") == QueuePosition(0, 7.0)
     queue.pause(lane(), 5)
-    assert queue.place("1") == QueuePosition(0, 7.0)
+    assert queue.position("1") == QueuePosition(0, 7.0)
     queue.pause(lane(), 9)
-    assert queue.place("1") == QueuePosition(0, 9.0)
+    assert queue.position("1") == QueuePosition(0, 9.0)
 
 
 # Memory. What is kept may be proportional to the jobs that wait, and to nothing else.
@@ -492,7 +492,7 @@ class QueueMachine(RuleBasedStateMachine):
     @invariant()
     def places_are_sane(self) -> None:
         for job_id, job in self.jobs.items():
-            place = self.queue.place(job_id)
+            place = self.queue.position(job_id)
             assert place is not None
             assert 0 <= place.ahead < len(self.jobs)
             if self.ready_at(job) > self.now:

@@ -21,6 +21,7 @@ from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, UnreadableCall
 from asyncproxy.stores.redis import connection
 from asyncproxy.stores.redis import store as redis_module
+from asyncproxy.stores.redis.schema import SCHEMA
 from asyncproxy.stores.redis.store import RedisStore
 from tests import redis_server
 from tests.redis_server import RedisServer
@@ -274,8 +275,8 @@ async def test_a_pause_holds_on_all_nodes(lab: Lab) -> None:
     claim = await claims(a)
     await a.release(claim.job, attempts=0, delay_s=10, whole_lane=True)
     await finds_nothing(b)
-    assert (place := a.place(claim.job)) is not None
-    assert place.not_before == lab.clock.now + 10
+    assert (position := a.position(claim.job)) is not None
+    assert position.not_before == lab.clock.now + 10
     lab.clock.now += 10
     assert [(await claims(b)).job.id, (await claims(a)).job.id] == ["a", "b"]
 
@@ -358,8 +359,28 @@ async def test_a_large_request_goes_its_way(lab: Lab) -> None:
     await a.usage()
     assert await b.finish(claim.job, outcome)
     async with asyncio.timeout(20):
-        assert await hearing == outcome
-    assert await a.get("a") == outcome
+        heard = await hearing
+    for found in (heard, await a.get("a")):
+        assert isinstance(found, Outcome)
+        assert found.part_sizes == outcome.sizes
+        assert b"".join([part async for part in a.read(found)]) == large(4 * 1024**2)
+    await lab.redis.delete(lab.key("parts:a"))  # as if it had expired between two questions
+    with pytest.raises(StoreUnavailable):
+        await anext(a.read(msgspec.structs.replace(outcome, parts=(), part_sizes=outcome.sizes)))
+
+
+async def test_a_large_result_of_the_version_before_goes_its_way(lab: Lab) -> None:
+    """It is in one piece, in a field of its own."""
+    a = await lab.node(Limits(10, 10, 100 * 1024**2))
+    await lab.submit(a, "a")
+    outcome = completed((await claims(a)).job, lab.clock, large(4 * 1024**2))
+    whole = a._codec._sealed if a._codec._seal_outcomes else bytes
+    data = whole(msgspec.msgpack.encode(outcome))
+    await lab.redis.hset(lab.key("job:a"), mapping={"s": 2, "F": data, "e": 2**50})
+    found = await a.get("a")
+    assert found == outcome
+    assert isinstance(found, Outcome)
+    assert b"".join([part async for part in a.read(found)]) == large(4 * 1024**2)
     await lab.redis.hdel(lab.key("job:a"), "F")  # as if it had expired between the two questions
     assert await a.get("a") is None
 
@@ -493,6 +514,49 @@ async def test_an_upstream_is_nobodys_after_some_leases_only(lab: Lab) -> None:
     lab.clock.now += 3 * LEASE_S
     assert await b.claim_orphans({"another"}) == []
     lab.clock.now += 3 * LEASE_S
+    assert [orphan.id for orphan in await b.claim_orphans({"another"})] == ["a"]
+
+
+async def test_an_upstream_that_the_last_node_gave_up_is_nobodys_after_a_lease(lab: Lab) -> None:
+    a, b = await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await finds_nothing(b)
+    await lab.submit(a, "a")
+    waiting = await a.get("a")
+    assert isinstance(waiting, Job)
+    assert await a.claim_orphans({"another"}) == []
+    lab.clock.now += LEASE_S - 1
+    await b.renew()
+    lab.clock.now += LEASE_S - 1
+    assert await a.claim_orphans({"another"}) == [], "the other node serves it"
+    assert await b.claim_orphans({"another"}) == []
+    lab.clock.now += LEASE_S - 1
+    assert await a.claim_orphans({"another"}) == []
+    lab.clock.now += 1
+    assert [orphan.id for orphan in await a.claim_orphans({"another"})] == ["a"]
+
+
+async def test_it_is_known_when_the_jobs_of_an_upstream_that_nobody_serves_go_elsewhere(
+    lab: Lab,
+) -> None:
+    a, b = await lab.node(), await lab.node()
+    await finds_nothing(a)
+    await lab.submit(a, "a")
+    await a.release((await claims(a)).job, attempts=1, delay_s=10_000)
+    waiting = await b.get("a")
+    assert isinstance(waiting, Job)
+    await b.claim_orphans({"another"})
+    assert (position := b.position(waiting)) is None or not position.not_before, (
+        "the other node serves it"
+    )
+    lab.clock.now += LEASE_S
+    await b.claim_orphans({"another"})
+    assert (position := b.position(waiting)) is not None
+    assert position.not_before == lab.clock.now + 3 * LEASE_S
+    await a.claim_orphans({"another"})
+    assert (position := a.position(waiting)) is not None
+    assert position.not_before == lab.clock.now + LEASE_S, "no later, though its backoff is longer"
+    lab.clock.now += LEASE_S
     assert [orphan.id for orphan in await b.claim_orphans({"another"})] == ["a"]
 
 
@@ -659,7 +723,7 @@ async def test_keys_can_be_rotated(lab: Lab) -> None:
     assert isinstance(await third.get("a"), Outcome)
 
 
-@pytest.mark.parametrize("schema", ["2", "x"])
+@pytest.mark.parametrize("schema", [str(SCHEMA + 1), "x"])
 async def test_a_newer_schema_is_refused_and_left_alone(lab: Lab, schema: str) -> None:
     await lab.redis.hset(lab.key("meta"), "schema", schema)
     with pytest.raises(StartupError, match="schema"):

@@ -22,7 +22,8 @@ from asyncproxy.core.errors import StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Limits, UnreadableCall
 from asyncproxy.stores.sqlite import file as sqlite_file
-from asyncproxy.stores.sqlite import space
+from asyncproxy.stores.sqlite import queries, space
+from asyncproxy.stores.sqlite.migrations import SCHEMA
 from asyncproxy.stores.sqlite.store import SqliteStore
 from tests.stores.test_contract import (
     CALL,
@@ -237,7 +238,7 @@ async def test_a_newer_schema_is_left_alone(path: Path, clock: Clock) -> None:
     async with opened(path, clock, keys=[OLD]):
         pass
     with closing(sqlite3.connect(path)) as newer:
-        newer.execute("PRAGMA user_version=2")
+        newer.execute(f"PRAGMA user_version={SCHEMA + 1}")
     before = path.read_bytes()
     assert "newer version of asyncproxy" in await refused(path, clock, keys=[OLD])
     assert path.read_bytes() == before
@@ -546,11 +547,15 @@ async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clo
         for number in range(50):
             await store.create(job(str(number), clock=clock), CALL)
             await finish_next(store, clock, large(1_000_000))
-        assert store._hot.currsize <= 32 * 1024**2
-        for number in range(50):
-            assert isinstance(await store.get(str(number)), Outcome)
-        assert store._hot.currsize <= 32 * 1024**2
-        assert not store._fresh
+        cache = store._cache
+        for _ in range(2):
+            assert cache._outcomes.currsize + cache._parts.currsize <= 32 * 1024**2
+            for number in range(50):
+                found = await store.get(str(number))
+                assert isinstance(found, Outcome)
+                assert found.parts == ()
+                assert sum([len(part) async for part in store.read(found)]) == 1_000_002
+        assert not store._recent_calls._calls
 
 
 async def test_a_library_that_is_missing_is_named(
@@ -621,7 +626,7 @@ async def test_a_poll_that_crosses_a_delete_does_not_bring_the_result_back(
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
         await finish_next(store, clock)
-        store._hot.clear()
+        store._cache.drop("a")
         find, go_on = store._find, threading.Event()
 
         def slow(*args: Any) -> Any:
@@ -643,7 +648,7 @@ async def test_a_job_that_ends_unsent_leaves_nothing_in_memory(path: Path, clock
         await store.create(job("a", clock=clock), CALL)
         (late,) = await store.claim_overdue(clock.now + 1)
         assert await store.finish(late, completed(late, clock))
-        assert (store._fresh, store._fresh_bytes) == ({}, 0)
+        assert (store._recent_calls._calls, store._recent_calls._bytes) == ({}, 0)
 
 
 async def test_a_poll_that_the_start_overtakes_sees_its_job(path: Path, clock: Clock) -> None:
@@ -708,7 +713,7 @@ def _jobs_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_args: Any) -> Any:
         raise sqlite3.OperationalError("disk I/O error")
 
-    monkeypatch.setattr("asyncproxy.stores.sqlite.store._live_after", broken)
+    monkeypatch.setattr(queries, "live_after", broken)
 
 
 async def test_nobody_waits_for_ever_for_a_disk_that_cannot_be_read(

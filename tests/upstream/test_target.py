@@ -63,7 +63,57 @@ def test_there_has_to_be_an_upstream() -> None:
     ],
 )
 def test_urls(base_url: str, path: str, url: str) -> None:
-    assert Target(base_url).url(path) == url
+    target = Target(base_url)
+    assert target.origin + target.path(path) == url
+
+
+@pytest.mark.parametrize(
+    ("base_url", "given", "expected"),
+    [
+        ("http://h:4000/v1", "http://h:4000/v1/x?a=%2F#f", "/v1/x?a=%2F#f"),
+        ("http://h:4000/v1", "HTTP://H:4000", "/"),
+        ("http://h:4000/v1", "http://h:4000?a", "/?a"),
+        ("http://h:4000/v1", "//h:4000/x", "/x"),
+        ("http://h:4000/v1", "http://h:40001/x", "http://h:40001/x"),
+        ("http://h:4000/v1", "http://h/x", "http://h/x"),
+        ("http://h:4000/v1", "http://h:4000.example/x", "http://h:4000.example/x"),
+        ("http://h:4000/v1", "http://h:4000@evil.example/x", "http://h:4000@evil.example/x"),
+        ("http://h:4000/v1", "https://h:4000/x", "https://h:4000/x"),
+        ("http://h", "http://h:80/x", "/x"),
+        ("https://h:443/v1", "https://h/v1/x", "/v1/x"),
+        ("https://h/openai/v9", "https://h/openai/v9/files/1", "/v1/files/1"),
+        ("https://h/openai/v9", "https://h/openai/v99", "/openai/v99"),
+        ("https://h/openai/v9", "https://h/openai/v9", "/v1"),
+        ("http://user:pass@h/v1", "http://h/v1/x", "/v1/x"),
+        ("http://[::1]:80/v1", "http://[::1]/v1/x", "/v1/x"),
+        ("http://h", "/x", "/x"),
+        ("http://h", "x", "x"),
+        ("http://h", "", ""),
+        # What would name another host, once our own name is gone from its front.
+        ("http://h", "http://h//evil.example/x", "/.//evil.example/x"),
+        ("http://h", "http://h/\\evil.example/x", "/./\\evil.example/x"),
+        ("http://h/v9", "http://h/v9//x", "/v1//x"),
+    ],
+)
+def test_a_location_at_the_upstreams_own_origin_is_a_path(
+    base_url: str, given: str, expected: str
+) -> None:
+    headers = ((b"LOCATION", given.encode()), (b"X", given.encode()))
+    assert Target(base_url).with_our_locations(headers) == (
+        (b"LOCATION", expected.encode()),
+        (b"X", given.encode()),
+    )
+
+
+def test_the_operators_host_is_an_origin_of_the_upstream_too() -> None:
+    target = Target("https://10.0.0.1:8443/v1", "inner.example")
+    for given in (
+        "http://inner.example/v1/x",
+        "https://inner.example/v1/x",
+        "https://10.0.0.1:8443/v1/x",
+    ):
+        headers = ((b"Content-Location", given.encode()),)
+        assert target.with_our_locations(headers) == ((b"Content-Location", b"/v1/x"),)
 
 
 def test_what_is_logged_of_a_path_has_no_query() -> None:

@@ -19,7 +19,7 @@ from aiohttp import web
 from schemathesis import Case, checks
 
 import asyncproxy
-from asyncproxy.app import build_app
+from asyncproxy.app import compose
 from asyncproxy.config.load import load_config
 from asyncproxy.core.endpoints import ENDPOINTS
 from asyncproxy.version import __version__
@@ -152,16 +152,18 @@ def test_the_file_at_the_root_is_the_one_in_the_package() -> None:
 
 
 def test_every_route_is_described_and_every_path_exists() -> None:
-    ours = {(method, path) for method, path in routes(build_app(config())) if method != "*"}
+    ours = {
+        (route.method, route.path) for route in compose(config()).table.routes if route.method != "*"
+    }
     assert described(DESCRIPTION) == ours
 
 
 def test_what_is_not_described_is_refused_or_passed_on() -> None:
-    anything = {path for method, path in routes(build_app(config())) if method == "*"}
+    anything = {route.path for route in compose(config()).table.routes if route.method == "*"}
     beside = anything - {
-        path for path in DESCRIPTION["paths"] if path.startswith(("/v1/async/", "/-/"))
+        path for path in DESCRIPTION["paths"] if path.startswith(("/v1/async/", "/v1/relay/", "/-/"))
     }
-    assert beside == {"/v1/async", "/v1/async/{rest}", "/-/{rest}", "/v1/relay/{rest}", "/{path}"}
+    assert beside == {"/v1/async", "/v1/async/{rest}", "/-/{rest}", "/v1/relay/{rest}", "/{rest}"}
 
 
 def test_every_code_is_described_with_its_status() -> None:
@@ -277,8 +279,8 @@ async def serve(started: Queue[tuple[str, Callable[[], object]]]) -> None:
         gateway.behaviour = behave
         one = {"base_url": f"{gateway.url}/v1", "retry": {"attempts": 1}}
         jobs = {"endpoints": list(FUZZED), "relay_hold": "50ms"}
-        app = build_app(load_config({"upstreams": [one], "shutdown_grace": "0s", "jobs": jobs}))
-        async with listening(app, "127.0.0.1", 0) as url:
+        proxy = compose(load_config({"upstreams": [one], "shutdown_grace": "0s", "jobs": jobs}))
+        async with proxy.running(), listening(proxy.table, "127.0.0.1", 0) as url:
             started.put((url, partial(loop.call_soon_threadsafe, stop.set)))
             await stop.wait()
 

@@ -13,7 +13,8 @@ from aiohttp.test_utils import make_mocked_request
 from multidict import CIMultiDict
 
 from asyncproxy.core.errors import InvalidApiKey
-from asyncproxy.web.request_heads import HeadCachingConnection, RequestHeads
+from asyncproxy.web.connection import Connection
+from asyncproxy.web.request_heads import RequestHeads
 from asyncproxy.wire.credentials import KeyRing
 from asyncproxy.wire.request import RequestHead
 from tests.conftest import EMBED, Start
@@ -92,8 +93,8 @@ async def test_each_head_means_what_it_says_whatever_came_before(
         alone.append(await seen.send(head))
         seen.writer.close()
     assert {status for status, _ in alone} == {202, 415}
-    # But for the case of a name, and for what Connection names, each makes a difference.
-    assert len({json.dumps(answer) for answer in alone}) == len(HEADS) - 2
+    # But for what Connection names, each makes a difference: names travel in the client's spelling.
+    assert len({json.dumps(answer) for answer in alone}) == len(HEADS) - 1
     seen = await connection()
     for first, second in itertools.product(range(len(HEADS)), repeat=2):
         assert await seen.send(HEADS[first]) == alone[first]
@@ -102,7 +103,7 @@ async def test_each_head_means_what_it_says_whatever_came_before(
 
 
 def read(
-    heads: RequestHeads, connection: HeadCachingConnection | None, fields: list[tuple[str, str]] = USUAL
+    heads: RequestHeads, connection: Connection | None, fields: list[tuple[str, str]] = USUAL
 ) -> RequestHead:
     request = make_mocked_request(
         "POST", "/v1/async/embeddings", headers=CIMultiDict(fields), protocol=connection
@@ -112,13 +113,13 @@ def read(
 
 
 @pytest.fixture
-def connection() -> HeadCachingConnection:
-    made: HeadCachingConnection = Mock(spec=HeadCachingConnection, last_head=None)
+def connection() -> Connection:
+    made: Connection = Mock(spec=Connection, last_head=None)
     return made
 
 
 def test_the_same_head_is_read_once_whatever_the_length_of_its_body(
-    connection: HeadCachingConnection,
+    connection: Connection,
 ) -> None:
     heads = RequestHeads(KeyRing([], KEY), KEY)
     first = read(heads, connection)
@@ -131,7 +132,7 @@ def test_the_same_head_is_read_once_whatever_the_length_of_its_body(
 
 
 def test_nothing_is_remembered_of_a_long_head_nor_of_many_fields(
-    connection: HeadCachingConnection,
+    connection: Connection,
 ) -> None:
     heads = RequestHeads(KeyRing([], KEY), KEY)
     read(heads, connection)
@@ -142,7 +143,7 @@ def test_nothing_is_remembered_of_a_long_head_nor_of_many_fields(
     assert connection.last_head is None
 
 
-def test_a_key_that_does_not_count_any_more_is_refused(connection: HeadCachingConnection) -> None:
+def test_a_key_that_does_not_count_any_more_is_refused(connection: Connection) -> None:
     keys = KeyRing(["sk-first"], KEY)
     heads = RequestHeads(keys, KEY)
     first = read(heads, connection)
@@ -154,6 +155,6 @@ def test_a_key_that_does_not_count_any_more_is_refused(connection: HeadCachingCo
     assert read(heads, connection) is not first
 
 
-def test_no_credential_is_in_what_a_head_is_shown_as(connection: HeadCachingConnection) -> None:
+def test_no_credential_is_in_what_a_head_is_shown_as(connection: Connection) -> None:
     head = read(RequestHeads(KeyRing([], KEY), KEY), connection)
     assert "sk-first" not in f"{head!r} {head.caller!r} {connection.last_head!r}"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.test_utils import TestClient
 
 from asyncproxy.core.errors import MethodNotAllowed, RequestTooLarge, TooManyJobs
+from asyncproxy.web.routes import Route, RouteTable, add_to
+from asyncproxy.web.server import listening
 from asyncproxy.web.wire_response import (
     WireResponse,
     error_response,
@@ -21,7 +24,7 @@ from asyncproxy.web.wire_response import (
     status_line,
 )
 
-Make = Callable[[], web.StreamResponse]
+Make = Callable[[], WireResponse]
 AiohttpClient = Callable[[web.Application], Awaitable[TestClient[Any, Any]]]
 Serve = Callable[..., Awaitable["Server"]]
 
@@ -47,21 +50,26 @@ class Server:
 
 
 @pytest.fixture
-def serve(aiohttp_client: AiohttpClient) -> Serve:
-    """Serves what ``make`` makes, for any request."""
+async def serve(aiohttp_client: AiohttpClient) -> AsyncIterator[Serve]:
+    """Serves what ``make`` makes, for any request: on our server, or in an application that has its own ways."""
+    async with AsyncExitStack() as stack:
 
-    async def start(make: Make, *, middlewares: Any = (), signals: Any = ()) -> Server:
-        async def handler(_request: web.Request) -> web.StreamResponse:
-            return make()
+        async def start(make: Make, *, middlewares: Any = None, signals: Any = None) -> Server:
+            async def handler(_request: web.BaseRequest) -> WireResponse:
+                return make()
 
-        app = web.Application(middlewares=middlewares)
-        app.on_response_prepare.extend(signals)
-        app.router.add_route("*", "/{path:.*}", handler)
-        client = await aiohttp_client(app)
-        assert client.port is not None
-        return Server(client.port)
+            routes = [Route("*", "/{rest}", handler)]
+            if middlewares is signals is None:
+                url = await stack.enter_async_context(listening(RouteTable(routes), "127.0.0.1", 0))
+                return Server(int(url.rpartition(":")[2]))
+            app = web.Application(middlewares=middlewares or ())
+            app.on_response_prepare.extend(signals or ())
+            add_to(app.router, routes)
+            client = await aiohttp_client(app)
+            assert client.port is not None
+            return Server(client.port)
 
-    return start
+        yield start
 
 
 def plain(status: int = 200, lines: bytes = LINES, body: bytes = BODY) -> WireResponse:
@@ -144,7 +152,7 @@ async def test_aiohttp_would_have_written_the_same(
 
     ours = split(await (await serve(make)).talk(*requests))
     theirs = split(await (await serve(make, signals=[untouched])).talk(*requests))
-    assert b"server" in names(theirs[1]), "this is the way of aiohttp"
+    assert b"Server: asyncproxy" in theirs[1], "this is the way of aiohttp"
     assert b"server" not in names(ours[1]), "this is the way of ours"
     if status != 599:
         assert ours[0] == theirs[0]
@@ -233,14 +241,30 @@ async def test_a_large_body_goes_out_in_pieces(
     assert len(written) == 2 * (0 if size <= 256 * 1024 else -(-size // (256 * 1024)))
 
 
+@pytest.mark.parametrize("signals", [None, [untouched]], ids=["", "in an application"])
+async def test_a_large_body_goes_out_in_pieces_to_an_old_client_too(
+    signals: Any, serve: Serve, written: list[int]
+) -> None:
+    content = bytes(range(256)) * 4096
+    server = await serve(lambda: WireResponse(200, LINES, content), signals=signals)
+    status, fields, body = split(await server.talk(ask(version="1.0", close=False)))
+    assert (status, body) == (b"HTTP/1.0 200 OK", content)
+    assert b"Content-Length: %d" % len(content) in fields
+    assert max(written) <= 256 * 1024
+
+
 @pytest.mark.parametrize("count", [1, 3, 20])
 async def test_pieces_are_cut_to_the_same_size(count: int, serve: Serve, written: list[int]) -> None:
     """A transport may copy what it is given, for each client that does not read."""
     pieces = [bytes([n]) * 300_000 for n in range(count)]
 
+    async def read() -> AsyncIterator[bytes]:
+        for piece in pieces:
+            yield piece
+
     def respond() -> WireResponse:
         response = WireResponse(200, LINES, b"")
-        response.stream(300_000 * count, lambda: iter(pieces))
+        response.stream(300_000 * count, read)
         return response
 
     server = await serve(respond)
@@ -251,7 +275,7 @@ async def test_pieces_are_cut_to_the_same_size(count: int, serve: Serve, written
 @pytest.mark.parametrize("size", [7, 1_000_000])
 async def test_a_view_of_bytes_is_as_good_as_bytes(size: int, serve: Serve) -> None:
     view = memoryview(b"<" + b"x" * size + b">")[1:-1]
-    for signals in ([], [untouched]):
+    for signals in (None, [untouched]):
         server = await serve(lambda: WireResponse(200, LINES, view), signals=signals)
         assert split(await server.talk(ask()))[2] == b"x" * size
 
@@ -364,7 +388,7 @@ async def test_a_signal_of_an_application_around_ours_sees_it_too(
         response.headers["X-Signal"] = "yes"
 
     async def handler(_request: web.Request) -> web.StreamResponse:
-        return plain()
+        return plain().for_application()
 
     inner = web.Application()
     inner.router.add_get("/a", handler)
@@ -409,10 +433,10 @@ async def test_json_of_ours_is_not_to_be_kept(serve: Serve) -> None:
 
 
 async def test_an_error_brings_its_status_and_headers(serve: Serve) -> None:
-    server = await serve(lambda: error_response(TooManyJobs("…", retry_after_s=9), BODY))
+    server = await serve(lambda: error_response(TooManyJobs(3), BODY))
     answer = await server.talk(ask(close=False), ask())
     assert answer.count(b"HTTP/1.1 429 Too Many Requests\r\n") == 2
-    assert answer.count(b"\r\nRetry-After: 9\r\n") == 2
+    assert answer.count(b"\r\nRetry-After: 5\r\n") == 2
     server = await serve(lambda: error_response(MethodNotAllowed("…", allow="GET, DELETE"), BODY))
     assert b"Allow: GET, DELETE" in split(await server.talk(ask()))[1]
 
@@ -422,7 +446,7 @@ async def test_an_error_closes_the_connection_where_it_has_to(serve: Serve) -> N
         return error_response(RequestTooLarge("…"), BODY)
 
     def as_told() -> WireResponse:
-        return error_response(TooManyJobs("…"), BODY, close=True)
+        return error_response(TooManyJobs(3), BODY, close=True)
 
     for make in (by_itself, as_told):
         answer = await (await serve(make)).talk(ask(close=False), ask(close=False))

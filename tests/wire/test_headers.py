@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,20 +33,25 @@ def lines(*raw: tuple[bytes, bytes], limit: int | None = None) -> list[bytes]:
     return text.split(b"\r\n")[:-1]
 
 
+def encoded(items: Iterable[tuple[str, str]]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), value.encode("utf-8", "surrogateescape")) for name, value in items]
+
+
 def added(
     *given: tuple[str, str], peer: str | None = "192.0.2.1", host: str = "proxy.example"
 ) -> list[tuple[str, str]]:
-    return headers.request_headers(
-        given, connection=[], peer=peer, scheme="https", host=host, request_id="id-1"
+    fields = headers.request_headers(
+        encoded(given), connection=[], peer=peer, scheme="https", host=host, request_id="id-1"
     )
+    return headers.texts(fields)
 
 
 def request_headers(
     items: list[tuple[str, str]], *, connection: list[str], without: frozenset[str] = frozenset()
 ) -> list[tuple[str, str]]:
     """What is left of the fields of a request, without what is added."""
-    sent = headers.request_headers(
-        items,
+    fields = headers.request_headers(
+        encoded(items),
         connection=connection,
         peer=None,
         scheme="https",
@@ -52,6 +59,7 @@ def request_headers(
         request_id="",
         without=without,
     )
+    sent = headers.texts(fields)
     assert sent[-2:] == [("X-Forwarded-Proto", "https"), ("X-Request-Id", "")]
     return sent[:-2]
 
@@ -123,7 +131,7 @@ def test_further_fields_stay_behind_when_asked_to() -> None:
     kept = request_headers(items, connection=[], without=OURS)
     assert kept == [("Idempotency-Key", "x")]
     raw = ((b"Date", b"today"), (b"DATE", b"today"), (b"Age", b"1"))
-    assert response_lines(raw, without=frozenset({b"date"})) == b"Age: 1\r\n"
+    assert response_lines(raw, without=frozenset({"date"})) == b"Age: 1\r\n"
 
 
 def test_the_credential_and_the_trace_travel() -> None:
@@ -136,7 +144,7 @@ def test_a_request_field_in_utf_8_travels() -> None:
 
 
 @pytest.mark.parametrize("raw", [b"\xff", b"caf\xe9", b"\xc3", b"a\xed\xa0\x80"])
-def test_a_request_field_that_is_not_utf_8_is_refused(raw: bytes) -> None:
+def test_a_field_that_is_not_utf_8_cannot_be_text(raw: bytes) -> None:
     value = raw.decode("utf-8", "surrogateescape")
     with pytest.raises(InvalidRequest, match="X-Name") as caught:
         request_headers([("X-Name", value)], connection=[])
@@ -157,7 +165,24 @@ def test_what_a_client_can_make_large_is_not_remembered(head: list[str]) -> None
     assert headers._plan.cache_info().currsize == before
 
 
-def test_a_host_that_is_not_utf_8_is_refused() -> None:
+def test_a_field_that_is_operators_is_not_added() -> None:
+    without = frozenset({"x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-request-id"})
+    given = encoded([("X-Forwarded-For", "10.0.0.1"), ("Accept", "x")])
+    fields = headers.request_headers(
+        given, connection=[], peer="::1", scheme="http", host="h", request_id="i", without=without
+    )
+    assert fields == [(b"Accept", b"x")]
+
+
+def test_the_fields_of_a_request_travel_byte_for_byte() -> None:
+    raw = [(b"X-Latin", b"caf\xe9 \xff"), (b"x-TAB", b"a\tb")]
+    fields = headers.request_headers(
+        raw, connection=[], peer=None, scheme="http", host="", request_id=None
+    )
+    assert headers.raw_lines(fields[:-1]) == b"X-Latin: caf\xe9 \xff\r\nx-TAB: a\tb\r\n"
+
+
+def test_a_host_that_is_not_utf_8_cannot_be_text() -> None:
     with pytest.raises(InvalidRequest, match="Host"):
         added(("Host", "\udcff"), host="\udcff")
 

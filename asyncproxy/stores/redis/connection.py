@@ -180,10 +180,7 @@ class ConnectionManager:
         """Raise what an error of redis-py means to a store, if it is no mistake of ours."""
         detail = _said(error)
         if isinstance(error, OutOfMemoryError):
-            message = "The store is full. Try again later."
-            full = StoreFull(message, retry_after_s=5)
-            full.detail = detail
-            raise full from None
+            raise StoreFull(detail) from None
         if isinstance(error, _ELSEWHERE):
             lines.cut(error)
         known = isinstance(error, _LATER) or any(words in detail for words in _LATER_WORDS)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from asyncproxy.core.jobs import Job, Lane
@@ -23,6 +23,7 @@ class QueuePositions:
         self._turns: OrderedDict[str, int] = OrderedDict()
         self._gone: dict[str, int] = {}
         self._not_before: dict[str | Lane, float] = {}
+        self._unserved: dict[str, float] = {}  # upstream → when its jobs go to another one
 
     def note_turn(self, job_id: str, turn: int) -> None:
         """Note the turn that a job has."""
@@ -40,6 +41,11 @@ class QueuePositions:
         until = self._monotonic() + delay_s
         self._not_before[what] = max(until, self._not_before.get(what, 0.0))
 
+    def note_unserved(self, waits: Iterable[tuple[str, float]]) -> None:
+        """Note the upstreams that no node serves, and the seconds until their jobs go elsewhere."""
+        now = self._monotonic()
+        self._unserved = {upstream: now + wait_s for upstream, wait_s in waits}
+
     def tidy(self) -> None:
         """Forget what is over."""
         now = self._monotonic()
@@ -50,6 +56,8 @@ class QueuePositions:
         """Where a waiting job stands. None: not heard of."""
         turn = self._turns.get(job.id)
         held = [self._not_before.get(what, 0.0) for what in (job.id, job.lane)]
+        if self._unserved and (until := self._unserved.get(job.upstream)) is not None:
+            held = [until]  # then no backoff and no pause counts
         if turn is None and not any(held):
             return None
         ahead = 0 if turn is None else max(0, turn - self._gone.get(job.upstream, 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
 from redis.exceptions import RedisError, ResponseError
@@ -14,8 +15,10 @@ __all__ = ["SCHEMA", "check_schema", "look_after", "prepare_schema"]
 
 logger = logging.getLogger(__name__)
 
-# Raised when a node of the version before could not work beside one of this.
-SCHEMA: Final = 1
+# Raised by a version that writes what the version before cannot work with. Another field in a record is
+# no reason, if the version before can do without. In a ``Call`` it is: a fallback writes that anew.
+# 2: a node keeps the fields of a record that it does not know. Those of schema 1 drop them.
+SCHEMA: Final = 2
 
 
 class Server(Protocol):
@@ -24,15 +27,23 @@ class Server(Protocol):
     async def call(self, *args: bytes | str | int) -> Any: ...
 
 
-async def prepare_schema(link: Server, prefix: str, codec: Codec) -> None:
-    """Note what kind of data this is, or see that it is ours. Raises :class:`StartupError`."""
+async def prepare_schema(
+    link: Server, run: Callable[..., Awaitable[Any]], prefix: str, codec: Codec
+) -> None:
+    """Raise the schema of what is in Redis to ours. Raises :class:`StartupError` if it is not ours.
+
+    ``run`` runs a script. Nodes of an earlier version that run go on without claiming (``SCHEMA`` in
+    the scripts).
+    """
     key = f"{prefix}meta"
     try:
         await link.call("HSETNX", key, "schema", SCHEMA)
         await link.call("HSETNX", key, "probe", codec.probe())
         await check_schema(link, prefix, codec)
-        # With the first of our keys, so that the older ones can be dropped one day.
-        await link.call("HSET", key, "probe", codec.probe())
+        # With the first of our keys, so that the older ones can be dropped one day. A newer node may
+        # have come between the two steps.
+        if (held := await run("join", codec.probe())) > SCHEMA:
+            raise _refused(prefix, str(held))
     except (RedisError, StoreUnavailable) as error:
         detail = error.detail if isinstance(error, StoreUnavailable) else str(error)
         raise StartupError(f"the store cannot be used: {detail}") from None
@@ -42,13 +53,17 @@ async def check_schema(link: Server, prefix: str, codec: Codec) -> None:
     """See that what is there is ours, if there is anything. Raises :class:`StartupError`."""
     schema, probe = await link.call("HMGET", f"{prefix}meta", "schema", "probe")
     if schema is not None and (not schema.isdigit() or int(schema) > SCHEMA):
-        raise StartupError(
-            f"Redis holds data under {prefix} with schema {schema.decode(errors='replace')!r}, and "
-            f"this version of asyncproxy knows {SCHEMA}. A newer one wrote it, or another program: "
-            "bring this one up to date, or set store.prefix to another"
-        )
+        raise _refused(prefix, schema.decode(errors="replace"))
     if probe is not None:
         codec.check(probe)
+
+
+def _refused(prefix: str, schema: str) -> StartupError:
+    return StartupError(
+        f"Redis holds data under {prefix} with schema {schema!r}, and this version of asyncproxy knows "
+        f"{SCHEMA}. A newer one wrote it, or another program: bring this one up to date, or set "
+        "store.prefix to another"
+    )
 
 
 async def look_after(link: Server) -> None:

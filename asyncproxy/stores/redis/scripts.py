@@ -9,13 +9,15 @@ from typing import Any, Final
 
 from redis.exceptions import NoScriptError
 
+from asyncproxy.stores.redis.schema import SCHEMA
+
 __all__ = ["Scripts"]
 
 Call = Callable[..., Awaitable[Any]]
 
 _NAMES: Final = (
-    "claim", "create", "delete", "finish", "orphans", "overdue", "pause", "release", "renew", "retire",
-    "tick", "usage", "wait", "wake",
+    "claim", "create", "delete", "finish", "join", "orphans", "overdue", "pause", "release", "renew",
+    "retire", "tick", "usage", "wait", "wake",
 )  # fmt: skip
 
 
@@ -32,7 +34,7 @@ class Scripts:
             # claimed or finished would never give its memory back.
             flags = "" if name == "create" else " flags=allow-oom"
             own = folder.joinpath(f"{name}.lua").read_text(encoding="utf-8")
-            self._texts[name] = text = f"#!lua{flags}\n{common}\n{own}"
+            self._texts[name] = text = f"#!lua{flags}\nlocal SCHEMA = {SCHEMA}\n{common}\n{own}"
             self._hashes[name] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     async def load(self, call: Call) -> None:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Final, TypeVar
 
 from asyncproxy.core.errors import (
@@ -28,6 +29,7 @@ from asyncproxy.core.jobs import Call, Job, JobStatus, Lane, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
 from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.fair_queue import QueuePosition
+from asyncproxy.stores.parts import read_parts
 from asyncproxy.stores.redis.address import Address
 from asyncproxy.stores.redis.claims import Claimed, Claimer
 from asyncproxy.stores.redis.connection import LARGE, ConnectionManager
@@ -63,8 +65,12 @@ _WITHOUT_KEY_S: Final = 10.0
 _CLAIMS_WITHOUT_KEY: Final = 30
 
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
-# configuration may have submitted jobs for it, and be about to come back.
+# configuration may have submitted jobs for it, and be about to come back. It is one lease if the last
+# node to serve it was told to give it up: see orphans.lua.
 _LEASES_TO_ORPHANS: Final = 4
+
+# What claim.lua says to a node of an earlier schema.
+_ONLY_NEWER_CLAIM: Final = -2
 
 _RECHECK_AT_ONCE: Final = 100
 
@@ -114,12 +120,14 @@ class RedisStore:
         )
         self._claimers: dict[str, Claimer] = {}
         self._served: set[str] = set()
+        self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane this node may claim
         self._unsure: dict[str, tuple[Outcome, str]] = {}  # outcomes whose finish got no reply
         self._waiters = Waiters()
         self._places = QueuePositions(monotonic)
         self._records = Records(self._codec, self._places, clock)
         self._leases = Leases(self._run, self._lease_ms)
         self._reconnected_at = -math.inf
+        self._superseded = False
         self._loops: list[asyncio.Task[Any]] = []
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -127,7 +135,7 @@ class RedisStore:
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
         self._leases.lost = lost
         async with self._link.opened():
-            await prepare_schema(self._link, self._prefix, self._codec)
+            await prepare_schema(self._link, self._run, self._prefix, self._codec)
             await look_after(self._link)
             loops = self._loops
             loops.append(asyncio.create_task(self._keep_leases(), name="asyncproxy-redis-leases"))
@@ -154,8 +162,7 @@ class RedisStore:
             "create", job.id, self._codec.pack_job(job), sealed, job.upstream, lane_name(job.lane),
             job.size + call.size, repr(job.created_at * 1000), limits.max_live,
             limits.max_live_per_credential, limits.max_bytes, int(claims_next),
-            *(("", "", 0, 0) if alias is None else
-              (alias.key.hex(), alias.fingerprint.hex(), int(alias.attach), int(alias.once))),
+            *_alias_arguments(alias),
             size=len(sealed),
         )  # fmt: skip
         match reply[0]:
@@ -166,20 +173,13 @@ class RedisStore:
             case 1:
                 return await self._found(reply[1].decode(), reply[2:])
             case 2:
-                raise IdempotencyKeyReused(
-                    "This Idempotency-Key was used with another request. "
-                    "Use a new key for a new request."
-                )
+                raise IdempotencyKeyReused
             case 3:
-                raise TooManyJobs(
-                    f"This credential has {limits.max_live_per_credential} jobs that are not done. "
-                    "Wait for some of them.",
-                    retry_after_s=5,
-                )
+                raise TooManyJobs(limits.max_live_per_credential)
             case 4:
-                raise Overloaded("Too many jobs are waiting. Try again later.", retry_after_s=5)
+                raise Overloaded
             case _:
-                raise StoreFull("The store is full. Try again later.", retry_after_s=5)
+                raise StoreFull
 
     async def get(self, job_id: str) -> Job | Outcome | None:
         return await self._found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))
@@ -199,9 +199,14 @@ class RedisStore:
         sealed = b"" if call is None else await self._apart(self._codec.seal_call, call, call.size)
         claimer = self._claimers.get(job.upstream)
         claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
+        held = self._leases.held(job)
+        if held is None:  # the claim was lost, and nothing will be written
+            record = self._codec.pack_job(job)
+        else:
+            record = b"" if job == held.job else self._codec.update_job(held.record, job)
         released = await self._run(
             "release", job.id, job.claims, attempts, math.ceil(delay_s * 1000), int(whole_lane),
-            int(claims_next), job.upstream, lane_name(job.lane), self._codec.pack_job(job), sealed,
+            int(claims_next), job.upstream, lane_name(job.lane), record, sealed,
             0 if call is None else job.size + call.size,
             size=len(sealed),
         )  # fmt: skip
@@ -215,8 +220,16 @@ class RedisStore:
         if (claimer := self._claimers.get(lane.upstream)) is not None:
             claimer.poke()  # whoever waits has to know of its end
 
+    def allow(self, lane: Lane, room: int | None) -> None:
+        if room is None:
+            self._rooms.pop(lane, None)
+        else:
+            self._rooms[lane] = room
+        if room != 0 and (claimer := self._claimers.get(lane.upstream)) is not None:
+            claimer.poke()
+
     async def finish(self, job: Job, outcome: Outcome) -> bool:
-        data = await self._apart(self._codec.pack_outcome, outcome, outcome.size)
+        data, *parts = await self._apart(self._packed, outcome, outcome.size)
         lifetime_ms = math.ceil((outcome.expires_at - (self._clock or time.time)()) * 1000)
         # A finish whose reply was lost may have been recorded. Its repetition has the same token, and
         # is told so; the finish of another has not.
@@ -226,8 +239,8 @@ class RedisStore:
         self._unsure[job.id] = (outcome, token)
         recorded = await self._run(
             "finish", job.id, job.claims, token, data, outcome.size, lifetime_ms,
-            LARGE_OUTCOME if len(data) > LARGE else OUTCOME,
-            size=len(data),
+            LARGE_OUTCOME if len(data) > LARGE else OUTCOME, *parts,
+            size=sum(map(len, (data, *parts))),
         )  # fmt: skip
         self._unsure.pop(job.id, None)
         if recorded < 0:
@@ -236,6 +249,18 @@ class RedisStore:
         if recorded:
             self._waiters.wake(job.id, outcome)
         return bool(recorded)
+
+    def _packed(self, outcome: Outcome) -> list[bytes]:
+        return [self._codec.pack_outcome(outcome), *self._codec.pack_parts(outcome)]
+
+    async def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
+        async for piece in read_parts(outcome, start, partial(self._part, outcome.id)):
+            yield piece
+
+    async def _part(self, job_id: str, number: int) -> bytes | None:
+        """A part of a result."""
+        data = await self._link.call("HGET", f"{self._prefix}parts:{job_id}", number, size=LARGE + 1)
+        return None if data is None else self._codec.unpack_part(data)
 
     async def delete(self, job_id: str) -> bool:
         deleted = await self._run("delete", job_id)
@@ -249,9 +274,14 @@ class RedisStore:
         return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        self._served &= set(upstreams)  # an upstream that was taken away is not ours to keep
+        given_up = self._served.difference(upstreams)
         patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
-        rows = await self._run("orphans", self._lease_ms, patience_ms, *upstreams)
+        rows, waits = await self._run(
+            "orphans", self._lease_ms, patience_ms, len(given_up), *given_up, *upstreams
+        )
+        self._served -= given_up
+        unserved = zip(waits[::2], waits[1::2], strict=True)
+        self._places.note_unserved((name.decode(), ms / 1000) for name, ms in unserved)
         return [job for row in rows if (job := self._taken(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
@@ -273,7 +303,7 @@ class RedisStore:
     async def retire(self, outcome: Outcome, within_s: float) -> None:
         await self._run("retire", outcome.id, math.ceil(within_s * 1000))
 
-    def place(self, job: Job) -> QueuePosition | None:
+    def position(self, job: Job) -> QueuePosition | None:
         return self._places.of(job)
 
     async def usage(self) -> Usage:
@@ -341,12 +371,24 @@ class RedisStore:
         due_ms, gone, more, *rows = await self._run(
             "claim", self._lease_ms, upstream, count, self.limits.max_bytes, _MOST_CALL_BYTES,
             int(self._may_take_over()), int(upstream not in self._served), LARGE,
+            *(part for lane, room in self._rooms.items() if lane.upstream == upstream
+              for part in (lane_name(lane), room)),
         )  # fmt: skip
+        if due_ms == _ONLY_NEWER_CLAIM:
+            if not self._superseded:
+                logger.warning(
+                    "a newer version of asyncproxy uses this Redis: this process claims no more jobs. "
+                    "Bring it up to date"
+                )
+            self._superseded = True
+            return Claimed([], None, more=False)
         self._served.add(upstream)
         self._places.note_gone(upstream, gone)
         jobs: list[Claim | UnreadableCall] = []
         for record, sealed, claims, attempts in rows:
             job = self._taken(record, claims, attempts)
+            if job is not None and job.lane in self._rooms:
+                self._rooms[job.lane] = max(0, self._rooms[job.lane] - 1)
             try:
                 claimed = None if job is None else await self._with_call(job, sealed)
             except Exception:
@@ -361,7 +403,7 @@ class RedisStore:
     def _taken(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
         """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
         try:
-            return self._leases.take(self._records.claimed(record, claims, attempts))
+            return self._leases.take(self._records.claimed(record, claims, attempts), record)
         except Unreadable as error:
             logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
             return None
@@ -457,3 +499,10 @@ class RedisStore:
     @staticmethod
     async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
         return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)
+
+
+def _alias_arguments(alias: Alias | None) -> tuple[str, str, int, int]:
+    if alias is None:
+        return "", "", 0, 0
+    flags = int(alias.reuse_existing), int(alias.single_use)
+    return alias.key.hex(), alias.fingerprint.hex(), *flags

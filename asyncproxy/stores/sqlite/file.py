@@ -13,6 +13,7 @@ from typing import Final
 from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.stores.codec import Codec, require
 from asyncproxy.stores.sqlite.key_file import key_beside
+from asyncproxy.stores.sqlite.migrations import SCHEMA, migrate
 
 __all__ = [
     "check",
@@ -29,26 +30,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _APPLICATION_ID: Final = 0x61707278  # "aprx"
-_SCHEMA_VERSION: Final = 1
 _OLDEST_SQLITE: Final = (3, 35, 0)  # RETURNING
-
-# A call comes last in its row: reading what stands before it does not touch the pages that hold it.
-_SCHEMA: Final = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS jobs (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL, size INTEGER NOT NULL,
-    record BLOB NOT NULL, call BLOB NOT NULL
-);
-CREATE TABLE IF NOT EXISTS results (
-    seq INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, expires_at REAL NOT NULL,
-    size INTEGER NOT NULL, outcome BLOB NOT NULL
-);
-CREATE INDEX IF NOT EXISTS results_expiry ON results (expires_at, size);
-CREATE TABLE IF NOT EXISTS aliases (
-    key BLOB PRIMARY KEY, fingerprint BLOB NOT NULL, job_id TEXT NOT NULL, once INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS aliases_job ON aliases (job_id);
-"""
 
 # A file up to this size is looked through as a whole at the start; it takes a tenth of a second.
 _CHECKED_BYTES: Final = 64 * 1024 * 1024
@@ -210,7 +192,7 @@ def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
 
 
 def prepared(path: Path, codec: Codec) -> None:
-    """Make a database, or see that it is one of ours that can be used.
+    """Make a database, or see that it is one of ours that can be used, and bring it to our schema.
 
     Raises :class:`StartupError`, and then nothing in it has changed.
     """
@@ -220,51 +202,59 @@ def prepared(path: Path, codec: Codec) -> None:
         # What is in it is for us alone. SQLite gives the files beside it the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            known = _check(connection, path)
-            if known:
+            schema = _check(connection, path)
+            if schema:
                 _check_keys(connection, codec)
             try:
-                _set_up(connection, path, codec)
+                _set_up(connection, path, codec, schema)
             except sqlite3.Error as error:
-                if not known or getattr(error, "sqlite_errorcode", None) not in _FULL:
+                # A file of an earlier schema cannot be used before it has ours.
+                if schema != SCHEMA or getattr(error, "sqlite_errorcode", None) not in _FULL:
                     raise
                 logger.warning("the disk of %s is full: polls are answered, and no job is taken", path)
+        if 0 < schema < SCHEMA:
+            logger.info("%s was brought from schema %d to %d", path, schema, SCHEMA)
     except OSError as error:
         raise StartupError(f"{path} cannot be opened: {error.strerror}") from None
     except sqlite3.Error as error:
         raise StartupError(f"{path} cannot be used: {error}") from error
 
 
-def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec) -> None:
-    connection.execute("PRAGMA auto_vacuum=INCREMENTAL")  # of a file with nothing in it
-    connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec, schema: int) -> None:
+    """Bring a database from ``schema``, 0 for one with nothing in it, to ours."""
+    if not schema:
+        connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
     if mode != "wal":  # SQLite says so and goes on, where files cannot be mapped
         raise StartupError(f"{path} is on a file system that SQLite cannot keep a log on")
-    connection.executescript(f"BEGIN IMMEDIATE; {_SCHEMA}")
+    migrate(connection, schema)
     # Made anew each time, for the key that is now the first.
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (codec.probe(),))
-    connection.execute(f"PRAGMA user_version={_SCHEMA_VERSION}")
     connection.execute("COMMIT")
 
 
-def _check(connection: sqlite3.Connection, path: Path) -> bool:
-    """Whether the database is set up. Raises :class:`StartupError` for one that cannot be used."""
+def _check(connection: sqlite3.Connection, path: Path) -> int:
+    """The schema of a file: ours, an earlier one, or 0 for one with nothing in it.
+
+    Raises :class:`StartupError` for one that cannot be used.
+    """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
+    version: int
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if application != _APPLICATION_ID and (application or version or tables):
         raise StartupError(f"{path} is a database of another application")
-    if version > _SCHEMA_VERSION:
+    if version > SCHEMA:
         raise StartupError(
             f"{path} was written by a newer version of asyncproxy (schema {version}, "
-            f"known here is {_SCHEMA_VERSION})"
+            f"known here is {SCHEMA})"
         )
     if path.stat().st_size <= _CHECKED_BYTES:
         (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if found != "ok":
             raise StartupError(f"{path} is damaged: {found}")
-    return bool(version == _SCHEMA_VERSION)
+    return version
 
 
 def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
@@ -277,7 +267,7 @@ def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
 def translate(error: sqlite3.Error) -> ApiError:
     """SQLite's error as one of ours. Raise it ``from`` the original."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-        return StoreFull("The store is full. Try again later.", retry_after_s=5)
+        return StoreFull(str(error))
     ours = StoreUnavailable("The store does not work just now. Try again later.", retry_after_s=5)
     ours.detail = f"{type(error).__name__}: {error}"
     return ours

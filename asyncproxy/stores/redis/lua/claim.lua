@@ -1,11 +1,17 @@
 -- Claims jobs. 3 length of the lease, 4 upstream, 5 how many at the most, 6 most bytes of the store, 7 bytes
 -- of calls after which it is enough, 8 whether lapsed leases are taken over (1), 9 whether the upstream is
--- noted as served (1), 10 bytes of a call beyond which it is left out, to be fetched by itself.
--- {when something is due, in ms (-1: unknown), jobs gone, whether to ask again (1), {record, call, claims,
+-- noted as served (1), 10 bytes of a call beyond which it is left out, to be fetched by itself, 11… lanes of
+-- which the node may claim only so many more: lane, number, …
+-- {when something is due, in ms (-1: unknown, -2: only newer versions may claim), jobs gone, whether to ask
+-- again (1), {record, call, claims,
 -- attempts}…}. A node that gets less than it asked for is noted as idle in the same step, so that it cannot
 -- miss a job that comes.
 local lease, upstream, count, most = tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 local time, idle = now(), P .. 'idle:' .. ARGV[4]
+if superseded() then
+  wake(upstream)
+  return {-2, -1, 0}
+end
 if ARGV[8] == '1' then recover(time, 32) end
 if ARGV[9] == '1' then call('ZADD', P .. 'served', 'GT', time, upstream) end
 
@@ -22,6 +28,12 @@ if full() then
   end
 end
 
+local rooms = nil
+for i = 11, #ARGV, 2 do
+  rooms = rooms or {}
+  rooms[ARGV[i]] = tonumber(ARGV[i + 1])
+end
+
 ripen(upstream, time)
 local reply, taken, bytes = {-1, -1, 0}, 0, 0
 while taken < count do
@@ -29,7 +41,7 @@ while taken < count do
     reply[3] = 1
     break
   end
-  local id = pop(upstream)
+  local id = pop(upstream, rooms)
   if not id then break end
   local job = call('HMGET', job_key(id), 'j', 'c', 'a')
   if job[1] then

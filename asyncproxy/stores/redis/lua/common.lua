@@ -1,13 +1,15 @@
 -- What the scripts share. Each is this file, followed by its own: one atomic step of the store.
 --
+-- SCHEMA is the number of the format that this version knows (schema.py).
 -- KEYS[1] is what every key begins with, ARGV[1] the time in milliseconds (empty: that of Redis, so that
 -- the clocks of the nodes do not matter), ARGV[2] the node that asks.
 --
--- A job is a hash. Alive: s its state (0 waits, 1 is processed), j the record, c the sealed call, n its
+-- A job is a hash. A step writes only the fields that it changes: a newer version may have others.
+-- Alive: s its state (0 waits, 1 is processed), j the record, c the sealed call, n its
 -- claims, a its attempts, h the node that claimed it last (empty: it was given back), u its upstream, l its
 -- lane, o its order, t its size, p its turn, k its alias, w the nodes where somebody waits for it. Done:
 -- s is 2, f (F, if it is large) the outcome, g the token of the finish, e its expiry, t its size; n and k as
--- before.
+-- before. parts:<id> are the parts of a large result, by their numbers.
 --
 -- A job waits in its lane (id by order). A credential of an upstream has its lanes that may go (by their
 -- oldest job), an upstream the ring of its credentials (by their turns), and timers: jobs (j) that wait for
@@ -15,6 +17,7 @@
 local call = redis.call
 local P, NODE = KEYS[1], ARGV[2]
 local TOTALS, CREDENTIALS = P .. 'totals', P .. 'credentials'
+local META = P .. 'meta'
 local LEASES, CREATED, RESULTS = P .. 'leases', P .. 'created', P .. 'results'
 
 local function now()
@@ -23,7 +26,12 @@ local function now()
   return time[1] * 1000 + math.floor(time[2] / 1000)
 end
 
+-- Whether a node of a later schema has started. What waits may be of kinds that this version does not know,
+-- so it claims nothing any more. What it has claimed it brings to an end.
+local function superseded() return tonumber(call('HGET', META, 'schema') or 0) > SCHEMA end
+
 local function job_key(id) return P .. 'job:' .. id end
+local function parts_key(id) return P .. 'parts:' .. id end
 local function lane_key(lane) return P .. 'lane:' .. lane end
 local function timers_key(upstream) return P .. 'timers:' .. upstream end
 local function ring_key(upstream) return P .. 'ring:' .. upstream end
@@ -125,32 +133,54 @@ local function ripen(upstream, time)
   end
 end
 
--- Takes the next job out of the queue: the oldest one of the credential whose turn it is.
-local function pop(upstream)
-  local ring = ring_key(upstream)
+-- The first lane of a credential that has a ready job and room for it (rooms: by lane; nil: room for all).
+local function first_lane(lanes, rooms)
+  if not rooms then return call('ZRANGE', lanes, 0, 0)[1] end
+  local offset = 0
   while true do
-    local credential = call('ZRANGE', ring, 0, 0)[1]
+    local some = call('ZRANGE', lanes, offset, offset + 63)
+    for _, lane in ipairs(some) do
+      if rooms[lane] ~= 0 then return lane end
+    end
+    if #some < 64 then return nil end
+    offset = offset + 64
+  end
+end
+
+-- Takes the next job out of the queue: the oldest one of the credential whose turn it is. A credential
+-- without room keeps its turn.
+local function pop(upstream, rooms)
+  local ring, rank = ring_key(upstream), 0
+  while true do
+    local credential = call('ZRANGE', ring, rank, rank)[1]
     if not credential then return nil end
     local lanes = lanes_key(upstream, credential)
-    local lane = call('ZRANGE', lanes, 0, 0)[1]
-    local id = lane and call('ZPOPMIN', lane_key(lane))[1]
-    local more = false
-    if lane then
-      local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
-      if head[1] then
-        call('ZADD', lanes, head[2], lane)
-        more = true
+    local lane = first_lane(lanes, rooms)
+    if not lane and rooms and call('EXISTS', lanes) == 1 then
+      rank = rank + 1
+    else
+      local id = lane and call('ZPOPMIN', lane_key(lane))[1]
+      local more = false
+      if lane then
+        local head = call('ZRANGE', lane_key(lane), 0, 0, 'WITHSCORES')
+        if head[1] then
+          call('ZADD', lanes, head[2], lane)
+          more = true
+        else
+          call('ZREM', lanes, lane)
+          more = call('EXISTS', lanes) == 1
+        end
+      end
+      if more then
+        call('ZADD', ring, next_turn(), credential)
       else
-        call('ZREM', lanes, lane)
-        more = call('EXISTS', lanes) == 1
+        call('ZREM', ring, credential)
+      end
+      if id then
+        if rooms and rooms[lane] then rooms[lane] = rooms[lane] - 1 end
+        return id
       end
     end
-    if more then
-      call('ZADD', ring, next_turn(), credential)
-    else
-      call('ZREM', ring, credential)
-    end
-    if id then return id end
   end
 end
 
@@ -190,7 +220,7 @@ local function trim(time, most)
   local bytes, keys = 0, {}
   for i, member in ipairs(expired) do
     local size, id = string.match(member, '^(%d+):(.*)$')
-    bytes, keys[i] = bytes + size, job_key(id)
+    bytes, keys[2 * i - 1], keys[2 * i] = bytes + size, job_key(id), parts_key(id)
   end
   call('ZREM', RESULTS, unpack(expired))
   call('UNLINK', unpack(keys))

@@ -2,7 +2,7 @@
 local id, key = ARGV[3], job_key(ARGV[3])
 local job = call('HMGET', key, 's', 'h', 'u', 'l', 't', 'k', 'w', 'e')
 if not job[1] or (job[8] and tonumber(job[8]) <= now()) then return 0 end
-call('UNLINK', key)
+call('UNLINK', key, parts_key(id))
 drop_alias(id, job[6])
 if job[1] == '2' then
   call('ZREM', RESULTS, job[5] .. ':' .. id)

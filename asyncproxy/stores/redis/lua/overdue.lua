@@ -1,6 +1,7 @@
 -- Claims the waiting jobs that were created before a time, a hundred at the most. 3 length of the lease,
 -- 4 that time. {record, claims, attempts}…
 local time, reply, offset = now(), {}, 0
+if superseded() then return reply end
 repeat
   local ids = call('ZRANGE', CREATED, '-inf', ARGV[4], 'BYSCORE', 'LIMIT', offset, 100)
   for _, id in ipairs(ids) do

@@ -1,6 +1,6 @@
 -- Makes a claimed job wait again. 3 id, 4 claims, 5 attempts, 6 delay in ms, 7 whether the lane waits (1),
--- 8 whether the node claims right behind it (1), 9 upstream, 10 lane, 11 record, 12 call (empty: the same),
--- 13 size, if there is another call. 0: the claim was lost.
+-- 8 whether the node claims right behind it (1), 9 upstream, 10 lane, 11 record, 12 call (each empty: the
+-- same), 13 size, if there is another call. 0: the claim was lost.
 local id, key = ARGV[3], job_key(ARGV[3])
 local upstream, lane, delay = ARGV[9], ARGV[10], tonumber(ARGV[6])
 local job = call('HMGET', key, 's', 'n', 'h', 'u', 'l', 'o', 't')
@@ -9,7 +9,8 @@ if job[1] == '0' then unqueue(id, job[4], job[5]) end
 local order = job[6]
 if job[4] ~= upstream then order = call('HINCRBY', TOTALS, 'seq', 1) end
 call('ZREM', LEASES, id)
-call('HSET', key, 's', 0, 'h', '', 'a', ARGV[5], 'u', upstream, 'l', lane, 'o', order, 'j', ARGV[11])
+call('HSET', key, 's', 0, 'h', '', 'a', ARGV[5], 'u', upstream, 'l', lane, 'o', order)
+if ARGV[11] ~= '' then call('HSET', key, 'j', ARGV[11]) end
 if ARGV[12] ~= '' then
   call('HSET', key, 'c', ARGV[12], 't', ARGV[13])
   call('HINCRBY', TOTALS, 'live_bytes', ARGV[13] - job[7])

@@ -8,5 +8,8 @@ call('HDEL', key, 'k')
 local expiry = math.min(job[4], now() + ARGV[4])
 call('ZADD', RESULTS, expiry, job[3] .. ':' .. id)
 call('HSET', key, 'e', expiry)
-if ARGV[1] == '' then call('PEXPIREAT', key, expiry) end
+if ARGV[1] == '' then
+  call('PEXPIREAT', key, expiry)
+  call('PEXPIREAT', parts_key(id), expiry)
+end
 return 1

@@ -1,0 +1,59 @@
+"""The client library's errors as ours. The only place that knows both.
+
+Messages name the upstream, never its address. An address may be in ``detail``, which is for the log.
+"""
+
+from __future__ import annotations
+
+import aiohttp
+
+from asyncproxy.core.errors import CallError, UpstreamTimeout, UpstreamUnreachable
+from asyncproxy.wire.credentials import without_quotes
+
+__all__ = ["NotHttpError", "translate"]
+
+
+class NotHttpError(aiohttp.ClientError):
+    """A response that breaks the rules of HTTP/1.1, or of this exchange. The first line says how."""
+
+
+def translate(error: Exception, upstream: str, *, delivered: bool) -> CallError:
+    """``error`` as one of ours. Raise it ``from`` the original.
+
+    ``delivered``: whether any of the request may have reached the upstream.
+    """
+    ours = _translated(error, upstream)
+    ours.detail = _describe(error)
+    if isinstance(ours, UpstreamUnreachable):
+        ours.delivered = delivered
+    return ours
+
+
+def _describe(error: Exception) -> str:
+    """What happened, for the log.
+
+    Not the error's own ``repr``, and one line of it at most: the rest quotes the upstream's bytes.
+    """
+    if isinstance(error, NotHttpError):
+        first_line = without_quotes(str(error))
+    else:
+        first_line = str(error).partition("\n")[0].strip(" :")[:200]
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        first_line = ""  # it may be the response as far as it came
+    return f"{type(error).__name__}: {first_line}".removesuffix(": ")
+
+
+def _translated(error: Exception, upstream: str) -> CallError:
+    if isinstance(error, aiohttp.ConnectionTimeoutError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
+    if isinstance(error, TimeoutError):
+        return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
+    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} has no certificate that we trust.")
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} cannot be reached.")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return UpstreamUnreachable(f"The answer of the upstream {upstream!r} broke off.")
+    if isinstance(error, NotHttpError):
+        return UpstreamUnreachable(f"The upstream {upstream!r} answered with something not HTTP.")
+    return UpstreamUnreachable(f"The upstream {upstream!r} closed the connection without an answer.")
