@@ -146,7 +146,7 @@ class LogObserver(Observer):
 def _log(level: int, message: str, **fields: object) -> None:
     if logger.isEnabledFor(level):
         # Cut here: what waits to be written is bounded by its count alone.
-        cut = {key: _cut(value) for key, value in fields.items() if value not in ("", None)}
+        cut = {key: _cut(v) for key, v in fields.items() if v is not None and v != ""}
         logger.log(level, _Line(message, cut), extra={"fields": cut})
 
 
@@ -163,40 +163,35 @@ class _Line:
         return self.event + "".join(f" {key}={_quoted(value)}" for key, value in self.fields.items())
 
 
-class _Formatter(logging.Formatter):
-    def _parts(self, record: logging.LogRecord) -> dict[str, Any]:
+class _TextFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        event = record.msg
+        text = str(event) if isinstance(event, _Line) else _escaped(record.getMessage())
+        line = f"{_time(record.created)} {record.levelname.lower():<7} {text}"
+        if not record.exc_info:
+            return line
+        # Indented, so that no line of it can pass for a line of the log.
+        return "\n    ".join([line, *self.formatException(record.exc_info).splitlines()])
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
         line = record.msg
         parts: dict[str, Any] = {
             "time": _time(record.created),
             "level": record.levelname.lower(),
             "event": line.event if isinstance(line, _Line) else record.getMessage(),
         }
-        parts.update(getattr(record, "fields", {}))
+        if isinstance(line, _Line):
+            parts.update(line.fields)
         if record.exc_info:
             parts["traceback"] = self.formatException(record.exc_info)
-        return parts
+        return json.dumps(parts, ensure_ascii=True)
 
 
 def _time(seconds: float) -> str:
     moment = datetime.fromtimestamp(seconds, UTC)
     return moment.isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
-
-
-class _TextFormatter(_Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        parts = self._parts(record)
-        traceback = parts.pop("traceback", None)
-        line = f"{parts.pop('time')} {parts.pop('level'):<7} {_escaped(parts.pop('event'))}"
-        line += "".join(f" {key}={_quoted(value)}" for key, value in parts.items())
-        if traceback is None:
-            return line
-        # Indented, so that no line of it can pass for a line of the log.
-        return "\n    ".join([line, *traceback.splitlines()])
-
-
-class _JsonFormatter(_Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        return json.dumps(self._parts(record), ensure_ascii=True)
 
 
 def json_line(event: str, **fields: object) -> str:
@@ -213,6 +208,8 @@ def _cut(value: object) -> object:
 
 def _quoted(value: object) -> str:
     text = str(value)
+    if type(value) is int:  # half of all fields
+        return text
     return text if _PLAIN.fullmatch(text) else json.dumps(text)
 
 

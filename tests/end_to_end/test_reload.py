@@ -56,6 +56,8 @@ async def test_new_requests_go_where_the_new_configuration_says(
     await proxy.post("/v1/embeddings", {**EMBED, "model": "b"})
     assert [r.json()["model"] for r in gateway.received] == ["a"]
     assert [r.json()["model"] for r in other.received] == ["b", "b"]
+    # Where the lines of the log say that an upstream is.
+    assert proxy.parts.log.base_urls == {"one": f"{gateway.url}/v1", "two": f"{other.url}/v1"}
 
 
 async def test_a_call_in_flight_ends_where_it_is_and_its_connections_close_then(

@@ -1,12 +1,10 @@
-"""The file of a SQLite store: its lock, its key, its schema, and what can be wrong with it."""
+"""The file of a SQLite store: its lock, its schema, and what can be wrong with it."""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import sqlite3
-from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Final
 
 from asyncproxy.core.errors import ApiError, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.stores.codec import Codec, require
+from asyncproxy.stores.sqlite.key_file import key_beside
 from asyncproxy.stores.sqlite.migrations import SCHEMA, migrate
 
 __all__ = [
@@ -22,7 +21,7 @@ __all__ = [
     "check_unlocked",
     "connect",
     "guard",
-    "key_of",
+    "is_full",
     "locked",
     "prepared",
     "translate",
@@ -51,49 +50,6 @@ _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 _CACHE_KIB: Final = 16 * 1024
 
 
-def key_of(path: Path) -> bytes:
-    """The key beside a database that was given none. Makes one for a database that does not exist yet.
-
-    Raises :class:`StartupError`.
-    """
-    return _key_beside(path) or _make_key(path)
-
-
-def _key_beside(path: Path) -> bytes | None:
-    """The key that was made for a database; None if that does not exist yet."""
-    beside = path.with_name(path.name + ".key")
-    try:
-        return _read_key(beside)
-    except FileNotFoundError:
-        pass
-    except OSError as error:
-        raise StartupError(f"the key file {beside} cannot be read: {error.strerror}") from None
-    if path.exists() and path.stat().st_size:
-        raise StartupError(
-            f"{path} is there, and its key file {beside} is not. Put that back, or set "
-            "store.encryption_key to what was in it"
-        )
-    return None
-
-
-def _make_key(path: Path) -> bytes:
-    beside = path.with_name(path.name + ".key")
-    key = secrets.token_bytes(32)
-    try:
-        with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(b64encode(key) + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise StartupError(f"the key file {beside} cannot be made: {error.strerror}") from None
-    logger.info(
-        "no store.encryption_key is set: made one, in %s. Keep it with the database and its backups: "
-        "without it, jobs that wait cannot be read",
-        beside,
-    )
-    return key
-
-
 def check(path: Path, keys: Sequence[bytes]) -> None:
     """Raise :class:`StartupError` for what a start would refuse, and change nothing.
 
@@ -101,7 +57,7 @@ def check(path: Path, keys: Sequence[bytes]) -> None:
     """
     require(extra="sqlite")
     check_place(path)
-    keys = keys or tuple(filter(None, [_key_beside(path)]))
+    keys = keys or tuple(filter(None, [key_beside(path)]))
     place = path if path.exists() else path.parent
     if not os.access(place, os.W_OK):
         raise StartupError(f"{path} cannot be opened: {place} is not writable for this user")
@@ -145,15 +101,6 @@ def check_place(path: Path) -> None:
         raise StartupError(f"{path} is no database of asyncproxy")
 
 
-def _read_key(beside: Path) -> bytes:
-    text = beside.read_bytes().strip()
-    with suppress(ValueError):
-        key = b64decode(text, validate=True)
-        if len(key) == 32:
-            return key
-    raise StartupError(f"the key file {beside} does not hold 32 bytes in Base64")
-
-
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes away from a database for the length of a ``with``.
@@ -185,11 +132,19 @@ def locked(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_full(file: Path | int) -> bool:
+    """Whether the disk of a file (its path, or a descriptor) has no room for a start, or a job."""
+    try:
+        disk = os.statvfs(file)
+    except OSError:
+        return False  # it is gone: that is another matter
+    return disk.f_bavail * disk.f_frsize < _RESERVE_BYTES
+
+
 def _reserve(descriptor: int) -> None:
     """Keep the room that a start on a full disk needs, or give it up if the disk is full now."""
     with suppress(OSError):
-        disk = os.fstatvfs(descriptor)
-        if disk.f_bavail * disk.f_frsize < _RESERVE_BYTES:
+        if is_full(descriptor):
             os.ftruncate(descriptor, 0)
         elif os.fstat(descriptor).st_size < _RESERVE_BYTES:
             os.pwrite(descriptor, bytes(_RESERVE_BYTES), 0)  # zeros that were written take room

@@ -27,6 +27,7 @@ from asyncproxy.stores.local import LocalStore
 from asyncproxy.stores.parts import read_parts
 from asyncproxy.stores.sqlite import file, queries, space
 from asyncproxy.stores.sqlite.caches import RecentCalls, ResultCache
+from asyncproxy.stores.sqlite.key_file import key_of
 from asyncproxy.stores.sqlite.queries import Gone
 from asyncproxy.stores.sqlite.readers import Readers
 from asyncproxy.stores.sqlite.writer import Writer
@@ -70,7 +71,7 @@ class SqliteStore(LocalStore):
         codec.require(extra="sqlite")
         file.check_place(path)  # before a key is made for it
         # The key is needed before the store is opened: it is that of the credential hashes too.
-        keys = keys or (file.key_of(path),)
+        keys = keys or (key_of(path),)
         self._codec = Codec(keys, seal_outcomes=seal_outcomes, extra="sqlite")
         self.credential_keys = self._codec.credential_keys
         self._loaded = asyncio.Event()
@@ -85,6 +86,7 @@ class SqliteStore(LocalStore):
         # nothing on disk refers to them.
         self._last_seq = 0
         self._complete = False  # all jobs on disk are known
+        self._refused = False  # the disk had no room for the last job
         self._writer: Writer
         self._readers = Readers(self._connected)
 
@@ -205,6 +207,7 @@ class SqliteStore(LocalStore):
         return seq, job.id, size, self._codec.pack_job(job), self._codec.seal_call(call)
 
     def _accepted(self, job: Job, call: Call, error: Exception | None) -> None:
+        self._refused = isinstance(error, StoreFull)
         if error is not None:
             self._live.drop(job.id)
             return
@@ -378,7 +381,12 @@ class SqliteStore(LocalStore):
             self._cache.add(msgspec.structs.replace(outcome, expires_at=until))
 
     async def check(self) -> None:
-        """A write that changes nothing, for a disk that is full or gone shows in no other way."""
+        """A write that changes nothing, for a disk that is full or gone shows in no other way.
+
+        It is small, and so may succeed where a job had no room.
+        """
+        if self._refused and file.is_full(self._path):
+            raise StoreUnavailable("The disk is full.")
         try:
             await self._writer.do(
                 lambda on: on.execute("UPDATE meta SET value = value WHERE name = 'probe'")
