@@ -146,7 +146,8 @@ class Upstream:
                 pieces, checked = await self._read(exchange)
         except TimeoutError as error:
             raise self.timed_out(error) from error
-        return await self._decoded(UpstreamResponse(exchange.status, exchange.headers, pieces, checked))
+        response = UpstreamResponse(exchange.status, exchange.headers, pieces, checked)
+        return await self._decoded(response) if exchange.coded else response
 
     def _head(self, call: Call) -> bytes:
         """The request line and the header lines. Raises :class:`Interrupted` if they cannot be sent."""
@@ -170,12 +171,13 @@ class Upstream:
         limit = self.options.max_result_bytes
         if exchange.has_body and (exchange.length or 0) > limit:
             raise self._too_large()
-        if exchange.at_end():
-            return (), False
-        pieces = [exchange.received()]
-        size = len(pieces[0])
+        first = exchange.received()
+        size = len(first)
+        if size <= limit and exchange.at_end():  # all of it came with the head
+            return (first,), False
+        pieces = [first]
         text = json_text.Arriving(_CHECKED_AT_ONCE)
-        text.add(_without_bom(pieces[0]))
+        text.add(_without_bom(first))
         while not exchange.at_end():
             if size > limit:
                 raise self._too_large()

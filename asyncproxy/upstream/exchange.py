@@ -164,7 +164,8 @@ class Exchange:
 
     Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout``, and what the
     iteration of ``body`` raises. ``headers`` are the response's, its own origin made ours. ``length``
-    is that of its body in bytes, if the response says so. ``has_body``: a body may follow.
+    is that of its body in bytes, if the response says so. ``has_body``: a body may follow. ``coded``:
+    it has a content coding.
     """
 
     status: int
@@ -172,6 +173,7 @@ class Exchange:
     headers: RawHeaders
     length: int | None
     has_body: bool
+    coded: bool
 
     def __init__(
         self,
@@ -272,6 +274,7 @@ class Exchange:
             self.headers = self._pool.target.with_our_locations(message.raw_headers)
         length = given.get(hdrs.CONTENT_LENGTH)
         self.length = None if length is None else int(length)
+        self.coded = hdrs.CONTENT_ENCODING in given
         self.has_body = self._method != "HEAD" and message.code not in _BODILESS
         if not self.has_body and _announces_body(message):
             # An upstream that sends the body all the same would answer the next request with it.
