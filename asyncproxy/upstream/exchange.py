@@ -12,8 +12,7 @@ Request and response are two halves that run at once: a response may come before
 
 aiohttp's client session is not used: it sees to redirects, cookies, tracing and bodies of any kind, and
 costs three times the exchange. aiohttp keeps what is hard: connections, TLS, names, and the parser.
-Its names that are private or in no documentation stand in this file alone.
-`tests/upstream/test_aiohttp_names.py` has the list.
+Its undocumented names stand in this file alone (`tests/upstream/test_aiohttp_names.py`).
 """
 
 from __future__ import annotations
