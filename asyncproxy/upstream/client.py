@@ -150,7 +150,8 @@ class Upstream:
                 pieces, checked = await self._read(exchange)
         except TimeoutError as error:
             raise self.timed_out(error) from error
-        return await self._decoded(UpstreamResponse(exchange.status, exchange.headers, pieces, checked))
+        response = UpstreamResponse(exchange.status, exchange.headers, pieces, checked)
+        return await self._decoded(response) if exchange.coded else response
 
     async def _body(self, call: Call) -> bytes:
         """The body of a call, its model as this upstream knows it."""
@@ -184,12 +185,13 @@ class Upstream:
         limit = self.options.max_result_bytes
         if exchange.has_body and (exchange.length or 0) > limit:
             raise self._too_large()
-        if exchange.at_end():
-            return (), False
-        pieces = [exchange.received()]
-        size = len(pieces[0])
+        first = exchange.received()
+        size = len(first)
+        if size <= limit and exchange.at_end():  # all of it came with the head
+            return (first,), False
+        pieces = [first]
         text = json_text.Arriving(_CHECKED_AT_ONCE)
-        text.add(_without_bom(pieces[0]))
+        text.add(_without_bom(first))
         while not exchange.at_end():
             if size > limit:
                 raise self._too_large()

@@ -12,8 +12,7 @@ Request and response are two halves that run at once: a response may come before
 
 aiohttp's client session is not used: it sees to redirects, cookies, tracing and bodies of any kind, and
 costs three times the exchange. aiohttp keeps what is hard: connections, TLS, names, and the parser.
-Its names that are private or in no documentation stand in this file alone.
-`tests/upstream/test_aiohttp_names.py` has the list.
+Its undocumented names stand in this file alone (`tests/upstream/test_aiohttp_names.py`).
 """
 
 from __future__ import annotations
@@ -48,12 +47,10 @@ _MAX_FIELDS: Final = 512
 
 _READ_BUFFER: Final = 64 * 1024
 
-# A request with a body up to this size is one write. A larger body is handed to the transport in pieces
-# of this size, as the transport takes them.
+# A request with a body up to this size is one write. A larger body is written in pieces of this size.
 _PIECE: Final = 256 * 1024
 
-# Requests that may wait for each other. With more, so many responses arrive at once that the first ones
-# have left the processor's caches when their turn comes.
+# Requests that may wait for each other. With more, the first responses leave the processor's caches.
 _REQUESTS_AT_ONCE: Final = 8
 
 # We close idle connections before the gateway does. A request that crosses the gateway's close on the
@@ -133,8 +130,7 @@ async def connection_pool(
         connector = aiohttp.TCPConnector(
             limit=0, keepalive_timeout=_KEEPALIVE_S, ssl=tls, ttl_dns_cache=30
         )
-    loop = asyncio.get_running_loop()
-    factory: Any = partial(_Protocol, loop=loop)
+    factory: Any = partial(_Protocol, loop=asyncio.get_running_loop())
     connector._factory = factory  # noqa: SLF001  there is no public way
     async with connector:
         yield ConnectionPool(name, target, connector)
@@ -164,7 +160,8 @@ class Exchange:
 
     Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout``, and what the
     iteration of ``body`` raises. ``headers`` are the response's, its own origin made ours. ``length``
-    is that of its body in bytes, if the response says so. ``has_body``: a body may follow.
+    is that of its body in bytes, if the response says so. ``has_body``: a body may follow. ``coded``:
+    it has a content coding.
     """
 
     status: int
@@ -172,6 +169,7 @@ class Exchange:
     headers: RawHeaders
     length: int | None
     has_body: bool
+    coded: bool
 
     def __init__(
         self,
@@ -272,6 +270,7 @@ class Exchange:
             self.headers = self._pool.target.with_our_locations(message.raw_headers)
         length = given.get(hdrs.CONTENT_LENGTH)
         self.length = None if length is None else int(length)
+        self.coded = hdrs.CONTENT_ENCODING in given
         self.has_body = self._method != "HEAD" and message.code not in _BODILESS
         if not self.has_body and _announces_body(message):
             # An upstream that sends the body all the same would answer the next request with it.
@@ -295,9 +294,9 @@ class Exchange:
 
     async def _send(self, protocol: ResponseHandler) -> None:
         """Write a request as the transport takes it, while its response is waited for."""
-        writer = StreamWriter(protocol, asyncio.get_running_loop())
         if not self._may_begin():
             return
+        writer = StreamWriter(protocol, asyncio.get_running_loop())
         await writer.write(self._head)
         if isinstance(self._body, bytes):
             for start in range(0, len(self._body), _PIECE):
@@ -397,5 +396,5 @@ class VerbatimParser:
 
 def _announces_body(message: RawResponseMessage) -> bool:
     """Whether a response that can have no body has the fields of one (RFC 9112, section 6.3)."""
-    given = message.headers
-    return hdrs.TRANSFER_ENCODING in given or given.get(hdrs.CONTENT_LENGTH, "0") != "0"
+    length = message.headers.get(hdrs.CONTENT_LENGTH, "0")
+    return hdrs.TRANSFER_ENCODING in message.headers or length != "0"
