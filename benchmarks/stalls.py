@@ -220,6 +220,9 @@ def main(names: list[str]) -> None:
             changes = {"store": {"max_bytes": "1GiB"}}
             with proxy(f"{upstream}/v1", core=None, folder=Path(folder), changes=changes) as server:
                 seen = asyncio.run(_measured(server, body, row))
+                if seen is None:  # it would not hear that it is to stop
+                    server.process.kill()
+                    server.process.wait()
         cells = [name, f"{len(body) / _MIB:.1f}"]
         if seen is None:
             cells += [f"> {_LIMIT_S * 1000:.0f}", "", f"> {_LIMIT_S:.0f}", "", ""]
