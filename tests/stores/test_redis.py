@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 from asyncproxy.core.errors import IllegalTransition, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome
 from asyncproxy.stores.base import Alias, Claim, Limits, UnreadableCall
+from asyncproxy.stores.redis import claims as claims_module
 from asyncproxy.stores.redis import connection
-from asyncproxy.stores.redis import store as redis_module
 from asyncproxy.stores.redis.schema import SCHEMA
 from asyncproxy.stores.redis.store import RedisStore
 from tests import redis_server
@@ -305,13 +305,13 @@ async def commands(redis: Redis) -> int:
 async def test_submit_poll_and_finish_are_one_round_trip_each(lab: Lab) -> None:
     a = await lab.node()
     sent: list[str] = []
-    inner = a._link.call
+    inner = a._node.call
 
     async def counting(*args: Any, **kwargs: Any) -> Any:
         sent.append(args[0])
         return await inner(*args, **kwargs)
 
-    a._link.call = counting  # type: ignore[method-assign]
+    a._node.call = counting
     await lab.submit(a, "a")
     assert sent == ["EVALSHA"]
     await a.get("a")
@@ -326,20 +326,20 @@ async def test_many_claims_are_one_question(lab: Lab) -> None:
     a = await lab.node()
     await lab.submit(a, *"abcde")
     asked: list[int] = []
-    inner = a._ask
+    inner = a._claims._ask
 
     async def counting(upstream: str, count: int) -> Any:
         asked.append(count)
         return await inner(upstream, count)
 
-    a._ask = counting  # type: ignore[method-assign]
+    a._claims._ask = counting  # type: ignore[method-assign]
     taken = await asyncio.gather(*(claims(a) for _ in range(5)))
     assert [claim.job.id for claim in taken] == list("abcde")
     assert asked == [5]
 
 
 async def test_one_answer_holds_only_so_many_bytes(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_module, "_MOST_CALL_BYTES", 1)
+    monkeypatch.setattr(claims_module, "_MOST_CALL_BYTES", 1)
     a = await lab.node()
     await lab.submit(a, *"abc")
     taken = await asyncio.gather(*(claims(a) for _ in range(3)))
@@ -388,14 +388,14 @@ async def test_a_large_result_of_the_version_before_goes_its_way(lab: Lab) -> No
 async def test_a_large_request_that_is_deleted_while_it_is_claimed(lab: Lab) -> None:
     limits = Limits(10, 10, 100 * 1024**2)
     a = await lab.node(limits)
-    inner = a._link.call
+    inner = a._node.call
 
     async def deleting(*args: Any, **kwargs: Any) -> Any:
         if args[0] == "HGET":
             await a.delete("a")
         return await inner(*args, **kwargs)
 
-    a._link.call = deleting  # type: ignore[method-assign]
+    a._node.call = deleting
     await a.create(job("a", clock=lab.clock), call(large(1024**2)))
     await lab.submit(a, "b")
     taken = [asyncio.ensure_future(claims(a)) for _ in range(2)]
@@ -409,16 +409,16 @@ async def test_a_finish_whose_reply_was_lost_is_recorded_once(lab: Lab) -> None:
     await lab.submit(a, "a")
     claim = await claims(a)
     outcome = completed(claim.job, lab.clock)
-    inner = a._link.call
+    inner = a._node.call
 
     async def losing(*args: Any, **kwargs: Any) -> Any:
         await inner(*args, **kwargs)
         raise StoreUnavailable("the reply was lost")
 
-    a._link.call = losing  # type: ignore[method-assign]
+    a._node.call = losing
     with pytest.raises(StoreUnavailable):
         await a.finish(claim.job, outcome)
-    a._link.call = inner  # type: ignore[method-assign]
+    a._node.call = inner
     assert await a.finish(claim.job, outcome), "it was this one"
     assert not await a.finish(claim.job, completed(claim.job, lab.clock, b"2"))
     assert await a.usage() == (0, 1, outcome.size)
@@ -486,7 +486,7 @@ async def test_a_job_that_a_node_has_no_key_for_is_left_to_the_others(lab: Lab) 
     assert isinstance(found, Job)
     assert (found.status, found.attempts) == (JobStatus.PENDING, 0)
     await lab.redis.hset(lab.key("job:a"), "c", sealed)  # a node that has the key sees this
-    lab.clock.now += redis_module._WITHOUT_KEY_S
+    lab.clock.now += claims_module._WITHOUT_KEY_S
     await a.tick()
     assert (await claims(a)).call == CALL
 
@@ -494,7 +494,7 @@ async def test_a_job_that_a_node_has_no_key_for_is_left_to_the_others(lab: Lab) 
 async def test_a_request_that_nobody_can_read_is_its_claimers_to_end(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(redis_module, "_CLAIMS_WITHOUT_KEY", 1)
+    monkeypatch.setattr(claims_module, "_CLAIMS_WITHOUT_KEY", 1)
     a = await lab.node()
     await lab.submit(a, "a", "b")
     await lab.redis.hset(lab.key("job:a"), "c", "damaged")
@@ -586,7 +586,7 @@ async def test_cut_connections_fail_what_is_under_way_and_come_back(
     await a.usage()
     answers = [asyncio.ensure_future(a.usage()) for _ in range(100)]
     await asyncio.sleep(0)
-    a._link._lines.small._connection._writer.transport.abort()  # type: ignore[union-attr]
+    a._node.link._lines.small._connection._writer.transport.abort()  # type: ignore[union-attr]
     results = await asyncio.gather(*answers, return_exceptions=True)
     assert any(isinstance(result, StoreUnavailable) for result in results)
     assert all(isinstance(result, tuple | StoreUnavailable) for result in results)
@@ -603,7 +603,7 @@ async def test_a_waiter_hears_what_was_said_while_its_node_was_cut_off(lab: Lab)
     waiting = asyncio.ensure_future(a.wait("a", 60))
     await a.usage()
     claim = await claims(b)
-    a._link._lines._ear._writer.transport.abort()  # type: ignore[union-attr]
+    a._node.link._lines._ear._writer.transport.abort()  # type: ignore[union-attr]
     assert await lab.finish(b, claim)
     async with asyncio.timeout(20):
         assert isinstance(await waiting, Outcome)
@@ -765,7 +765,7 @@ async def test_a_node_that_stops_gives_back_what_it_was_about_to_get(lab: Lab) -
         await stack.enter_async_context(a.opened(lab.lost.append))
         await lab.submit(b, *"abc")
         asking = [asyncio.ensure_future(a.claim(UPSTREAM)) for _ in range(3)]
-        while a._claimers == {} or a._claimers[UPSTREAM]._quiet.is_set():
+        while a._claims._claimers == {} or a._claims._claimers[UPSTREAM]._quiet.is_set():
             await asyncio.sleep(0)
         for one in asking:
             one.cancel()

@@ -1,22 +1,39 @@
-"""Claims jobs of one upstream for all workers of a node that wait for one: many with one question."""
+"""Claims jobs for all workers of a node that wait for one: many with one question."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, NoReturn
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from typing import Any, Final, NamedTuple, NoReturn
 
-from asyncproxy.core.errors import StoreUnavailable
+from asyncproxy.core.errors import StoreFull, StoreUnavailable
+from asyncproxy.core.jobs import Job, Lane
 from asyncproxy.stores.base import Claim, UnreadableCall
+from asyncproxy.stores.codec import Codec, Unreadable
+from asyncproxy.stores.redis.connection import LARGE
+from asyncproxy.stores.redis.leases import Leases
+from asyncproxy.stores.redis.node import Node, in_thread_if_large
+from asyncproxy.stores.redis.positions import QueuePositions
+from asyncproxy.stores.redis.records import Records, lane_name
 
-__all__ = ["Claimed", "Claimer"]
+__all__ = ["Claimed", "Claimer", "Claims"]
 
 logger = logging.getLogger(__name__)
 
 # When the store did not answer a question: it says when it is back, but it need not have been away.
 _AGAIN_S: Final = 1.0
+
+# One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
+_MOST_CALL_BYTES: Final = 8 * 1024**2
+
+# A job that a node has no key for is left to the others for so long, and fails after so many claims.
+_WITHOUT_KEY_S: Final = 10.0
+_CLAIMS_WITHOUT_KEY: Final = 30
+
+# What claim.lua says to a node of an earlier schema.
+_ONLY_NEWER_CLAIM: Final = -2
 
 
 class Claimed(NamedTuple):
@@ -133,3 +150,163 @@ class Claimer:
             given.cancel()
         await self._quiet.wait()
         await asyncio.sleep(0)  # the answer is handed out in the turn after it came
+
+
+class Claims:
+    """Claims the jobs of each upstream, and gets ready what to send for them.
+
+    ``release`` gives a job back and ``max_bytes`` is what the store may take. ``may_take_over`` says
+    whether a lease that has run out may be taken over.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        *,
+        codec: Codec,
+        leases: Leases,
+        records: Records,
+        positions: QueuePositions,
+        lease_ms: int,
+        release: Callable[[Job, float], Coroutine[Any, Any, None]],
+        max_bytes: Callable[[], int],
+        may_take_over: Callable[[], bool],
+    ) -> None:
+        self._node = node
+        self._codec = codec
+        self._leases = leases
+        self._records = records
+        self._positions = positions
+        self._lease_ms = lease_ms
+        self._release = release
+        self._max_bytes = max_bytes
+        self._may_take_over = may_take_over
+        self._claimers: dict[str, Claimer] = {}
+        self._loops: list[asyncio.Task[NoReturn]] = []
+        self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane this node may claim
+        self._superseded = False
+        self.served: set[str] = set()
+        """The upstreams that this node claims for."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The upstreams that somebody has claimed for here."""
+        return iter(self._claimers)
+
+    async def next(self, upstream: str) -> Claim:
+        """The next job of an upstream. Safe to cancel. Raises :class:`UnreadableCall`."""
+        return await self._claimer(upstream).next()
+
+    def poke(self, upstream: str) -> bool:
+        """Ask again for the jobs of an upstream. False if nobody waits for one here."""
+        claimer = self._claimers.get(upstream)
+        return claimer is not None and claimer.poke()
+
+    def poke_all(self) -> None:
+        """Ask again for the jobs of all upstreams."""
+        for claimer in self._claimers.values():
+            claimer.poke()
+
+    def allow(self, lane: Lane, room: int | None) -> None:
+        """See :meth:`Store.allow`."""
+        if room is None:
+            self._rooms.pop(lane, None)
+        else:
+            self._rooms[lane] = room
+        if room != 0:
+            self.poke(lane.upstream)
+
+    def take(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
+        """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
+        try:
+            return self._leases.take(self._records.claimed(record, claims, attempts), record)
+        except Unreadable as error:
+            logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
+            return None
+
+    async def settle(self) -> None:
+        """Let the questions under way end. What they bring is given back."""
+        for claimer in self._claimers.values():
+            await claimer.close()
+
+    async def close(self) -> None:
+        """Ask no more."""
+        for loop in self._loops:
+            loop.cancel()
+        await asyncio.gather(*self._loops, return_exceptions=True)
+
+    def _claimer(self, upstream: str) -> Claimer:
+        claimer = self._claimers.get(upstream)
+        if claimer is None:
+            claimer = Claimer(
+                lambda count: self._ask(upstream, count),
+                lambda job: self._node.begin(self._give_back(job), "give-back"),
+            )
+            self._claimers[upstream] = claimer
+            name = f"asyncproxy-redis-claims-{upstream}"
+            self._loops.append(asyncio.create_task(claimer.run(), name=name))
+        return claimer
+
+    async def _ask(self, upstream: str, count: int) -> Claimed:
+        due_ms, gone, more, *rows = await self._node.run(
+            "claim", self._lease_ms, upstream, count, self._max_bytes(), _MOST_CALL_BYTES,
+            int(self._may_take_over()), int(upstream not in self.served), LARGE,
+            *(part for lane, room in self._rooms.items() if lane.upstream == upstream
+              for part in (lane_name(lane), room)),
+        )  # fmt: skip
+        if due_ms == _ONLY_NEWER_CLAIM:
+            if not self._superseded:
+                logger.warning(
+                    "a newer version of asyncproxy uses this Redis: this process claims no more jobs. "
+                    "Bring it up to date"
+                )
+            self._superseded = True
+            return Claimed([], None, more=False)
+        self.served.add(upstream)
+        self._positions.note_gone(upstream, gone)
+        jobs: list[Claim | UnreadableCall] = []
+        for record, sealed, claims, attempts in rows:
+            job = self.take(record, claims, attempts)
+            if job is None:
+                continue
+            if job.lane in self._rooms:
+                self._rooms[job.lane] = max(0, self._rooms[job.lane] - 1)
+            try:
+                claimed = await self._with_call(job, sealed)
+            except Exception:
+                logger.exception("a job that was claimed cannot be prepared, and its lease runs out")
+                claimed = None  # and the others are handed out all the same
+            if claimed is not None:
+                jobs.append(claimed)
+            else:
+                self._leases.forget(job)
+        return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
+
+    async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
+        """A claimed job with what to send. None: it is out of reach, its lease will run out."""
+        try:
+            if not sealed:  # it is large, and has to be fetched
+                key = self._node.job_key(job.id)
+                fetched = await self._node.call("HGET", key, "c", size=LARGE + 1)
+                if fetched is None:
+                    return None  # deleted meanwhile
+                sealed = fetched
+            return Claim(job, await in_thread_if_large(self._codec.open_call, sealed, len(sealed)))
+        except Unreadable:
+            if job.claims >= _CLAIMS_WITHOUT_KEY:
+                return UnreadableCall(job)
+            # While keys are being rotated another node may have the one it is sealed with.
+            logger.warning("job %s was sealed with a key that this node does not have", job.id)
+            self._node.begin(self._release(job, _WITHOUT_KEY_S), "without-key")
+            return None
+        except StoreUnavailable as error:
+            logger.debug("job %s was claimed in vain: %s", job.id, error.detail or error)
+            return None
+
+    async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
+        """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
+        job = claimed.job
+        try:
+            await self._release(job, 0.0)
+        except (StoreUnavailable, StoreFull) as error:
+            self._leases.forget(job)
+            logger.debug("job %s cannot be given back: %s", job.id, error.detail or error)

@@ -12,7 +12,7 @@ import math
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -22,18 +22,16 @@ from asyncproxy.core.errors import (
     IllegalTransition,
     Overloaded,
     StoreFull,
-    StoreUnavailable,
     TooManyJobs,
 )
 from asyncproxy.core.jobs import Call, Job, JobStatus, Lane, Outcome
-from asyncproxy.stores.base import Alias, Claim, Limits, Lost, States, UnreadableCall, Usage
-from asyncproxy.stores.codec import Codec, Unreadable
-from asyncproxy.stores.fair_queue import QueuePosition
+from asyncproxy.stores.base import Alias, Limits, Lost, States, Usage
+from asyncproxy.stores.codec import Codec
 from asyncproxy.stores.parts import read_parts
-from asyncproxy.stores.redis.address import Address
-from asyncproxy.stores.redis.claims import Claimed, Claimer
-from asyncproxy.stores.redis.connection import LARGE, ConnectionManager
+from asyncproxy.stores.redis.claims import Claims
+from asyncproxy.stores.redis.connection import LARGE
 from asyncproxy.stores.redis.leases import Leases
+from asyncproxy.stores.redis.node import Node, in_thread_if_large
 from asyncproxy.stores.redis.positions import QueuePositions
 from asyncproxy.stores.redis.records import (
     FIELDS,
@@ -45,7 +43,6 @@ from asyncproxy.stores.redis.records import (
     with_outcome,
 )
 from asyncproxy.stores.redis.schema import look_after, prepare_schema
-from asyncproxy.stores.redis.scripts import Scripts
 from asyncproxy.stores.waiters import Waiters
 
 __all__ = ["RedisStore"]
@@ -57,20 +54,10 @@ T = TypeVar("T")
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 
-# One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
-_MOST_CALL_BYTES: Final = 8 * 1024**2
-
-# A job that a node has no key for is left to the others for so long, and fails after so many claims.
-_WITHOUT_KEY_S: Final = 10.0
-_CLAIMS_WITHOUT_KEY: Final = 30
-
 # An upstream is nobody's when no node has served it for so many leases: a node with a newer
 # configuration may have submitted jobs for it, and be about to come back. It is one lease if the last
 # node to serve it was told to give it up: see orphans.lua.
 _LEASES_TO_ORPHANS: Final = 4
-
-# What claim.lua says to a node of an earlier schema.
-_ONLY_NEWER_CLAIM: Final = -2
 
 _RECHECK_AT_ONCE: Final = 100
 
@@ -102,61 +89,68 @@ class RedisStore:
         self._codec = Codec(keys, seal_outcomes=seal_outcomes, extra="redis")
         self.credential_keys = self._codec.credential_keys
         self.limits = limits
-        self._prefix = f"{{{prefix}}}:"
         self._lease_s = lease_s
         self._lease_ms = math.ceil(lease_s * 1000)
         self._clock = clock
         self._monotonic = monotonic
-        self._node = secrets.token_hex(8)
-        self._scripts = Scripts()
-        self._link = ConnectionManager(
-            Address(url, connect_s=_CONNECT_S),
-            key=self._prefix,
-            channel=f"{self._prefix}node:{self._node}".encode(),
-            prepare=self._scripts.load,
+        self._node = Node(
+            url,
+            prefix=prefix,
+            clock=clock,
             hear=self._hear,
             restored=self._restored,
             rng=rng or random.Random(),  # noqa: S311  jitter
         )
-        self._claimers: dict[str, Claimer] = {}
-        self._served: set[str] = set()
-        self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane this node may claim
+        self._run = self._node.run
         self._unsure: dict[str, tuple[Outcome, str]] = {}  # outcomes whose finish got no reply
         self._waiters = Waiters()
-        self._places = QueuePositions(monotonic)
-        self._records = Records(self._codec, self._places, clock)
+        self._positions = QueuePositions(monotonic)
+        self._records = Records(self._codec, self._positions, clock)
         self._leases = Leases(self._run, self._lease_ms)
+        self._claims = Claims(
+            self._node,
+            codec=self._codec,
+            leases=self._leases,
+            records=self._records,
+            positions=self._positions,
+            lease_ms=self._lease_ms,
+            release=self._release,
+            max_bytes=lambda: self.limits.max_bytes,
+            may_take_over=self._may_take_over,
+        )
+        self.allow = self._claims.allow
+        self.claim = self._claims.next
+        self.position = self._positions.of
+        self.release_waiters = self._waiters.release
         self._reconnected_at = -math.inf
-        self._superseded = False
-        self._loops: list[asyncio.Task[Any]] = []
-        self._tasks: set[asyncio.Task[Any]] = set()
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
         self._leases.lost = lost
-        async with self._link.opened():
-            await prepare_schema(self._link, self._run, self._prefix, self._codec)
-            await look_after(self._link)
-            loops = self._loops
-            loops.append(asyncio.create_task(self._keep_leases(), name="asyncproxy-redis-leases"))
+        node = self._node
+        async with node.link.opened():
+            await prepare_schema(node.link, self._run, node.prefix, self._codec)
+            await look_after(node.link)
+            renewing = asyncio.create_task(self._keep_leases(), name="asyncproxy-redis-leases")
             try:
                 yield
             finally:
                 try:
                     async with asyncio.timeout(_CLOSE_S):
-                        await self._leave()
+                        await self._claims.settle()
+                        await node.settle()
                 except TimeoutError:
                     logger.warning("jobs claimed last cannot be given back now: their leases run out")
-                for task in [*loops, *self._tasks]:
-                    task.cancel()
-                await asyncio.gather(*loops, *self._tasks, return_exceptions=True)
+                renewing.cancel()
+                await asyncio.gather(renewing, return_exceptions=True)
+                await self._claims.close()
+                await node.close()
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
-        sealed = await self._apart(self._codec.seal_call, call, call.size)
-        claimer = self._claimers.get(job.upstream)
+        sealed = await in_thread_if_large(self._codec.seal_call, call, call.size)
         # Whoever waits for a job here asks for it right behind, on the same connection. What is large
         # goes another way: the question would be there first.
-        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
+        claims_next = len(sealed) <= LARGE and self._claims.poke(job.upstream)
         limits = self.limits
         reply = await self._run(
             "create", job.id, self._codec.pack_job(job), sealed, job.upstream, lane_name(job.lane),
@@ -167,8 +161,8 @@ class RedisStore:
         )  # fmt: skip
         match reply[0]:
             case 0:
-                self._places.note_turn(job.id, reply[1])
-                self._places.note_gone(job.upstream, reply[2])
+                self._positions.note_turn(job.id, reply[1])
+                self._positions.note_gone(job.upstream, reply[2])
                 return None
             case 1:
                 return await self._found(reply[1].decode(), reply[2:])
@@ -182,10 +176,9 @@ class RedisStore:
                 raise StoreFull
 
     async def get(self, job_id: str) -> Job | Outcome | None:
-        return await self._found(job_id, await self._link.call("HMGET", self._key(job_id), *FIELDS))
-
-    async def claim(self, upstream: str) -> Claim:
-        return await self._claimer(upstream).next()
+        return await self._found(
+            job_id, await self._node.call("HMGET", self._node.job_key(job_id), *FIELDS)
+        )
 
     async def release(
         self,
@@ -196,9 +189,10 @@ class RedisStore:
         whole_lane: bool = False,
         call: Call | None = None,
     ) -> None:
-        sealed = b"" if call is None else await self._apart(self._codec.seal_call, call, call.size)
-        claimer = self._claimers.get(job.upstream)
-        claims_next = claimer is not None and len(sealed) <= LARGE and claimer.poke()
+        sealed = (
+            b"" if call is None else await in_thread_if_large(self._codec.seal_call, call, call.size)
+        )
+        claims_next = len(sealed) <= LARGE and self._claims.poke(job.upstream)
         held = self._leases.held(job)
         if held is None:  # the claim was lost, and nothing will be written
             record = self._codec.pack_job(job)
@@ -212,24 +206,15 @@ class RedisStore:
         )  # fmt: skip
         self._leases.forget(job)
         if released and delay_s:
-            self._places.hold_back(job.lane if whole_lane else job.id, delay_s)
+            self._positions.hold_back(job.lane if whole_lane else job.id, delay_s)
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
         await self._run("pause", lane.upstream, lane_name(lane), math.ceil(delay_s * 1000))
-        self._places.hold_back(lane, delay_s)
-        if (claimer := self._claimers.get(lane.upstream)) is not None:
-            claimer.poke()  # whoever waits has to know of its end
-
-    def allow(self, lane: Lane, room: int | None) -> None:
-        if room is None:
-            self._rooms.pop(lane, None)
-        else:
-            self._rooms[lane] = room
-        if room != 0 and (claimer := self._claimers.get(lane.upstream)) is not None:
-            claimer.poke()
+        self._positions.hold_back(lane, delay_s)
+        self._claims.poke(lane.upstream)  # whoever waits has to know of its end
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
-        data, *parts = await self._apart(self._packed, outcome, outcome.size)
+        data, *parts = await in_thread_if_large(self._packed, outcome, outcome.size)
         lifetime_ms = math.ceil((outcome.expires_at - (self._clock or time.time)()) * 1000)
         # A finish whose reply was lost may have been recorded. Its repetition has the same token, and
         # is told so; the finish of another has not.
@@ -259,7 +244,7 @@ class RedisStore:
 
     async def _part(self, job_id: str, number: int) -> bytes | None:
         """A part of a result."""
-        data = await self._link.call("HGET", f"{self._prefix}parts:{job_id}", number, size=LARGE + 1)
+        data = await self._node.call("HGET", self._node.parts_key(job_id), number, size=LARGE + 1)
         return None if data is None else self._codec.unpack_part(data)
 
     async def delete(self, job_id: str) -> bool:
@@ -271,18 +256,18 @@ class RedisStore:
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         rows = await self._run("overdue", self._lease_ms, repr(created_before * 1000))
-        return [job for row in rows if (job := self._taken(*row)) is not None]
+        return [job for row in rows if (job := self._claims.take(*row)) is not None]
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        given_up = self._served.difference(upstreams)
+        given_up = self._claims.served.difference(upstreams)
         patience_ms = _LEASES_TO_ORPHANS * self._lease_ms
         rows, waits = await self._run(
             "orphans", self._lease_ms, patience_ms, len(given_up), *given_up, *upstreams
         )
-        self._served -= given_up
+        self._claims.served -= given_up
         unserved = zip(waits[::2], waits[1::2], strict=True)
-        self._places.note_unserved((name.decode(), ms / 1000) for name, ms in unserved)
-        return [job for row in rows if (job := self._taken(*row)) is not None]
+        self._positions.note_unserved((name.decode(), ms / 1000) for name, ms in unserved)
+        return [job for row in rows if (job := self._claims.take(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
         # Here first, then in Redis: the message may come before the reply is looked at.
@@ -297,14 +282,8 @@ class RedisStore:
                 pass
         return await self.get(job_id)
 
-    def release_waiters(self) -> None:
-        self._waiters.release()
-
     async def retire(self, outcome: Outcome, within_s: float) -> None:
         await self._run("retire", outcome.id, math.ceil(within_s * 1000))
-
-    def position(self, job: Job) -> QueuePosition | None:
-        return self._places.of(job)
 
     async def usage(self) -> Usage:
         live, _, results, size = await self._run("usage")
@@ -315,137 +294,39 @@ class RedisStore:
         return States(live - processing, processing)
 
     async def check(self) -> None:
-        await self._link.call("PING")
+        await self._node.call("PING")
 
     async def tick(self) -> None:
-        upstreams = list(self._claimers)
+        upstreams = list(self._claims)
         gone = await self._run("tick", int(self._may_take_over()), *upstreams)
         for upstream, count in zip(upstreams, gone, strict=True):
-            self._places.note_gone(upstream, count)
-        self._places.tidy()
-        for claimer in self._claimers.values():
-            claimer.poke()
+            self._positions.note_gone(upstream, count)
+        self._positions.tidy()
+        self._claims.poke_all()
 
     async def renew(self) -> None:
         """Renew the leases of all jobs that are claimed here, and hear which are lost."""
-        await self._leases.renew(self._served)
+        await self._leases.renew(self._claims.served)
 
     async def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Outcome | None:
         """A job from its fields, and one more where the outcome is large."""
         if is_large(fields):
-            data = await self._link.call("HGET", self._key(job_id), LARGE_OUTCOME, size=LARGE + 1)
+            data = await self._node.call(
+                "HGET", self._node.job_key(job_id), LARGE_OUTCOME, size=LARGE + 1
+            )
             if data is None:
                 return None  # it has expired meanwhile
             fields = with_outcome(fields, data)
         return self._records.found(job_id, fields)
 
-    async def _leave(self) -> None:
-        """Let the questions under way end, and give back what they bring."""
-        for claimer in self._claimers.values():
-            await claimer.close()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _key(self, job_id: str) -> str:
-        return f"{self._prefix}job:{job_id}"
-
-    async def _run(self, script: str, *args: bytes | str | int, size: int = 0) -> Any:
-        time_ms = "" if self._clock is None else round(self._clock() * 1000)
-        return await self._scripts.run(
-            self._link.call, script, self._prefix, time_ms, self._node, *args, size=size
-        )
-
-    def _claimer(self, upstream: str) -> Claimer:
-        claimer = self._claimers.get(upstream)
-        if claimer is None:
-            claimer = Claimer(
-                lambda count: self._ask(upstream, count),
-                lambda job: self._begin(self._give_back(job), "give-back"),
-            )
-            self._claimers[upstream] = claimer
-            self._loops.append(
-                asyncio.create_task(claimer.run(), name=f"asyncproxy-redis-claims-{upstream}")
-            )
-        return claimer
-
-    async def _ask(self, upstream: str, count: int) -> Claimed:
-        due_ms, gone, more, *rows = await self._run(
-            "claim", self._lease_ms, upstream, count, self.limits.max_bytes, _MOST_CALL_BYTES,
-            int(self._may_take_over()), int(upstream not in self._served), LARGE,
-            *(part for lane, room in self._rooms.items() if lane.upstream == upstream
-              for part in (lane_name(lane), room)),
-        )  # fmt: skip
-        if due_ms == _ONLY_NEWER_CLAIM:
-            if not self._superseded:
-                logger.warning(
-                    "a newer version of asyncproxy uses this Redis: this process claims no more jobs. "
-                    "Bring it up to date"
-                )
-            self._superseded = True
-            return Claimed([], None, more=False)
-        self._served.add(upstream)
-        self._places.note_gone(upstream, gone)
-        jobs: list[Claim | UnreadableCall] = []
-        for record, sealed, claims, attempts in rows:
-            job = self._taken(record, claims, attempts)
-            if job is not None and job.lane in self._rooms:
-                self._rooms[job.lane] = max(0, self._rooms[job.lane] - 1)
-            try:
-                claimed = None if job is None else await self._with_call(job, sealed)
-            except Exception:
-                logger.exception("a job that was claimed cannot be prepared, and its lease runs out")
-                claimed = None  # and the others are handed out all the same
-            if claimed is not None:
-                jobs.append(claimed)
-            elif job is not None:
-                self._leases.forget(job)
-        return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
-
-    def _taken(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
-        """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
-        try:
-            return self._leases.take(self._records.claimed(record, claims, attempts), record)
-        except Unreadable as error:
-            logger.error("a job that was claimed cannot be read: %s", error)  # noqa: TRY400  it is said
-            return None
-
-    async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
-        """A claimed job with what to send. None: it is out of reach, its lease will run out."""
-        try:
-            if not sealed:  # it is large, and has to be fetched
-                fetched = await self._link.call("HGET", self._key(job.id), "c", size=LARGE + 1)
-                if fetched is None:
-                    return None  # deleted meanwhile
-                sealed = fetched
-            return Claim(job, await self._apart(self._codec.open_call, sealed, len(sealed)))
-        except Unreadable:
-            if job.claims >= _CLAIMS_WITHOUT_KEY:
-                return UnreadableCall(job)
-            # While keys are being rotated another node may have the one it is sealed with.
-            logger.warning("job %s was sealed with a key that this node does not have", job.id)
-            await self._quietly(self.release(job, attempts=job.attempts, delay_s=_WITHOUT_KEY_S))
-            return None
-        except StoreUnavailable as error:
-            logger.debug("job %s was claimed in vain: %s", job.id, error.detail or error)
-            return None
-
-    async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
-        """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
-        job = claimed.job
-        try:
-            await self.release(job, attempts=job.attempts)
-        except (StoreUnavailable, StoreFull) as error:
-            self._leases.forget(job)
-            logger.debug("job %s cannot be given back: %s", job.id, error.detail or error)
-
     def _hear(self, message: bytes) -> None:
         """What another node says: w upstream, f job, d job, l job."""
         what, name = message[:1], message[1:].decode()
         if what == b"w":
-            claimer = self._claimers.get(name)
-            if claimer is None or not claimer.poke():
-                self._begin(self._quietly(self._run("wake", name)), "pass-on")
+            if not self._claims.poke(name):
+                self._node.begin(self._run("wake", name), "pass-on")
         elif what == b"f":
-            self._begin(self._quietly(self._recheck(name)), "wake")
+            self._node.begin(self._recheck(name), "wake")
         elif what == b"d":
             self._waiters.wake(name, None)
         elif what == b"l":
@@ -463,16 +344,15 @@ class RedisStore:
         # While it was away no lease was renewed, and those of the others lapse with ours. They get the
         # time of a lease to say that they live, or else every call under way would be made again.
         self._reconnected_at = self._monotonic()
-        self._begin(self._quietly(self.renew()), "renew")
-        for claimer in self._claimers.values():
-            claimer.poke()
-        self._begin(self._recheck_all(), "recheck")
+        self._node.begin(self.renew(), "renew")
+        self._claims.poke_all()
+        self._node.begin(self._recheck_all(), "recheck")
 
     async def _recheck_all(self) -> None:
         waited = list(self._waiters)
         for start in range(0, len(waited), _RECHECK_AT_ONCE):
             some = waited[start : start + _RECHECK_AT_ONCE]
-            await asyncio.gather(*(self._quietly(self._recheck(job_id)) for job_id in some))
+            await asyncio.gather(*map(self._recheck, some))
 
     def _may_take_over(self) -> bool:
         return self._monotonic() - self._reconnected_at >= self._lease_s
@@ -480,25 +360,10 @@ class RedisStore:
     async def _keep_leases(self) -> None:
         while True:
             await asyncio.sleep(self._lease_s / 3)
-            await self._quietly(self.renew())
+            self._node.begin(self.renew(), "renew")
 
-    async def _quietly(self, step: Coroutine[Any, Any, object]) -> None:
-        """Take a step that is made up for later if it fails."""
-        try:
-            await step
-        except StoreUnavailable as error:
-            logger.debug("%s", error.detail or error)  # the link has said so
-        except Exception:
-            logger.exception("an error inside the proxy, beside its jobs")
-
-    def _begin(self, step: Coroutine[Any, Any, object], name: str) -> None:
-        task = asyncio.create_task(step, name=f"asyncproxy-redis-{name}")
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    @staticmethod
-    async def _apart(work: Callable[[Any], T], subject: object, size: int) -> T:
-        return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)
+    async def _release(self, job: Job, delay_s: float) -> None:
+        await self.release(job, attempts=job.attempts, delay_s=delay_s)
 
 
 def _alias_arguments(alias: Alias | None) -> tuple[str, str, int, int]:
