@@ -95,7 +95,8 @@ async def test_x_bf_async_id_of_a_failed_job(proxy: Client, gateway: Gateway) ->
 
 async def test_what_cannot_be_a_job_is_refused(proxy: Client) -> None:
     for headers in ({"Prefer": "respond-async"}, {"x-bf-async": "true"}):
-        response = await proxy.post(SYNC, {"model": "m", "input": "x", "stream": True}, headers=headers)
+        body = {"model": "m", "messages": [], "stream": True}
+        response = await proxy.post("/v1/chat/completions", body, headers=headers)
         assert (response.status, response.code) == (400, "streaming_not_supported")
 
 

@@ -160,10 +160,10 @@ async def test_each_keeps_its_own(proxy: Client) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "heavy_work"), [(1000, 0), (200_000, 0), (300_000, 1), (3_000_000, 1)]
+    ("size", "least", "most"), [(1000, 0, 0), (200_000, 0, 0), (300_000, 2, 10), (3_000_000, 20, 100)]
 )
 async def test_large_requests_are_checked_one_at_a_time(
-    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, heavy_work: int
+    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, size: int, least: int, most: int
 ) -> None:
     proxy = await start()
     gateway.behaviour = hang
@@ -177,4 +177,4 @@ async def test_large_requests_are_checked_one_at_a_time(
 
     monkeypatch.setattr(HeavyWork, "next", counting)
     await proxy.submit({**EMBED, "input": "x" * size})
-    assert taken == heavy_work
+    assert least <= taken <= most
