@@ -547,7 +547,7 @@ async def test_memory_holds_a_bounded_part_of_the_results(path: Path, clock: Clo
         for number in range(50):
             await store.create(job(str(number), clock=clock), CALL)
             await finish_next(store, clock, large(1_000_000))
-        cache = store._cache
+        cache = store._results._cache
         for _ in range(2):
             assert cache._outcomes.currsize + cache._parts.currsize <= 32 * 1024**2
             for number in range(50):
@@ -626,15 +626,15 @@ async def test_a_poll_that_crosses_a_delete_does_not_bring_the_result_back(
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
         await finish_next(store, clock)
-        store._cache.drop("a")
-        find, go_on = store._find, threading.Event()
+        store._results._cache.drop("a")
+        find, go_on = store._results._find, threading.Event()
 
         def slow(*args: Any) -> Any:
             found = find(*args)
             go_on.wait(10)
             return found
 
-        store._find = slow  # type: ignore[method-assign,assignment]
+        store._results._find = slow  # type: ignore[method-assign,assignment]
         polling = asyncio.ensure_future(store.get("a"))
         await asyncio.sleep(0)
         assert await store.delete("a")
@@ -656,13 +656,13 @@ async def test_a_poll_that_the_start_overtakes_sees_its_job(path: Path, clock: C
     async with opened(path, clock) as store:
         await store.create(job("a", clock=clock), CALL)
     async with opened(path, clock) as store:
-        find, go_on = store._find, threading.Event()
+        find, go_on = store._results._find, threading.Event()
 
         def slow(*args: Any) -> Any:
             go_on.wait(10)
             return find(*args)
 
-        store._find = slow  # type: ignore[method-assign,assignment]
+        store._results._find = slow  # type: ignore[method-assign,assignment]
         polling = asyncio.ensure_future(store.get("a"))
         await asyncio.sleep(0)
         assert not store._loaded.is_set()

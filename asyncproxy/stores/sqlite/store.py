@@ -10,13 +10,11 @@ import asyncio
 import logging
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
-
-import msgspec
 
 from asyncproxy.core.errors import IdempotencyKeyReused, StartupError, StoreFull, StoreUnavailable
 from asyncproxy.core.jobs import Call, Job, JobStatus, Outcome, advance
@@ -24,12 +22,12 @@ from asyncproxy.stores import codec
 from asyncproxy.stores.base import Alias, Claim, Limits, Lost, UnreadableCall
 from asyncproxy.stores.codec import Codec, Unreadable
 from asyncproxy.stores.local import LocalStore
-from asyncproxy.stores.parts import read_parts
 from asyncproxy.stores.sqlite import file, queries, space
-from asyncproxy.stores.sqlite.caches import RecentCalls, ResultCache
+from asyncproxy.stores.sqlite.caches import RecentCalls
 from asyncproxy.stores.sqlite.key_file import key_of
 from asyncproxy.stores.sqlite.queries import Gone
 from asyncproxy.stores.sqlite.readers import Readers
+from asyncproxy.stores.sqlite.results import Results
 from asyncproxy.stores.sqlite.writer import Writer
 
 __all__ = ["SqliteStore"]
@@ -77,11 +75,7 @@ class SqliteStore(LocalStore):
         self._loaded = asyncio.Event()
         self._names: dict[bytes, asyncio.Future[None]] = {}
         self._recent_calls = RecentCalls()
-        self._cache = ResultCache()
-        self._forgotten = 0  # how often results were deleted or changed
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._kept_count = 0
-        self._kept_bytes = 0
         # Row numbers are unique within a run. After a restart numbers of deleted jobs may be reused:
         # nothing on disk refers to them.
         self._last_seq = 0
@@ -89,14 +83,16 @@ class SqliteStore(LocalStore):
         self._refused = False  # the disk had no room for the last job
         self._writer: Writer
         self._readers = Readers(self._connected)
+        self._results = Results(self._readers, self._codec)
+        self.read = self._results.read
 
     @property
     def _result_count(self) -> int:
-        return self._kept_count
+        return self._results.count
 
     @property
     def _result_bytes(self) -> int:
-        return self._kept_bytes
+        return self._results.bytes
 
     @asynccontextmanager
     async def opened(self, lost: Lost) -> AsyncIterator[None]:
@@ -120,7 +116,9 @@ class SqliteStore(LocalStore):
 
     async def _count(self) -> None:
         try:
-            self._kept_count, self._kept_bytes, self._last_seq = await self._readers.do(queries.count)
+            self._results.count, self._results.bytes, self._last_seq = await self._readers.do(
+                queries.count
+            )
         except StoreUnavailable as error:
             raise StartupError(f"{self._path} cannot be used: {error.detail}") from error
 
@@ -219,45 +217,13 @@ class SqliteStore(LocalStore):
         if job is not None:
             return job
         complete = self._complete
-        outcome = self._cache.get(job_id) or await self._kept(job_id)
+        outcome = await self._results.get(job_id)
         if outcome is None and not complete:  # it may be one that is still to be taken up
             await self._taken_up()
             if (job := self._live.get(job_id)) is not None:
                 return job
-            outcome = await self._kept(job_id)  # it may have ended between the two looks
+            outcome = await self._results.get(job_id)  # it may have ended between the two looks
         return outcome if outcome and outcome.expires_at > self._clock() else None
-
-    async def _kept(self, job_id: str) -> Outcome | None:
-        """An outcome on disk."""
-        forgotten = self._forgotten
-        outcome = await self._readers.do(partial(self._find, job_id))
-        if outcome is not None and self._forgotten == forgotten:
-            self._cache.add(outcome)  # else it may be among what was deleted meanwhile
-        return outcome
-
-    def _find(self, job_id: str, on: sqlite3.Connection) -> Outcome | None:
-        found = queries.outcome_of(job_id, on)
-        if found is None:
-            return None
-        packed, expires_at = found
-        return msgspec.structs.replace(self._codec.unpack_outcome(packed), expires_at=expires_at)
-
-    async def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
-        async for piece in read_parts(outcome, start, partial(self._part, outcome.id)):
-            yield piece
-
-    async def _part(self, job_id: str, number: int) -> bytes | None:
-        """A part of a result. Readers of one result share what is read."""
-        part = self._cache.part(job_id, number)
-        if part is None:
-            part = await self._readers.do(partial(self._open_part, job_id, number))
-            if part is not None:
-                self._cache.add_part(job_id, number, part)
-        return part
-
-    def _open_part(self, job_id: str, number: int, on: sqlite3.Connection) -> bytes | None:
-        found = queries.part_of(job_id, number, on)
-        return None if found is None else self._codec.unpack_part(found)
 
     async def claim(self, upstream: str) -> Claim:
         while True:
@@ -338,10 +304,7 @@ class SqliteStore(LocalStore):
             return
         self._live.drop(outcome.id)
         self._recent_calls.take(outcome.id)  # of one that ended without having been sent
-        self._kept_count += 1
-        self._kept_bytes += outcome.size
-        outcome = self._cache.add_finished(outcome)
-        self._waiters.wake(outcome.id, outcome)
+        self._waiters.wake(outcome.id, self._results.added(outcome))
 
     async def delete(self, job_id: str) -> bool:
         await self._taken_up()
@@ -363,7 +326,7 @@ class SqliteStore(LocalStore):
             self._recent_calls.take(job_id)
             self._waiters.wake(job_id, None)
         elif size is not None:
-            self._forget([Gone(job_id, size)])
+            self._results.removed([Gone(job_id, size)])
 
     async def retire(self, outcome: Outcome, within_s: float) -> None:
         until = min(outcome.expires_at, self._clock() + within_s) if within_s else None
@@ -375,10 +338,9 @@ class SqliteStore(LocalStore):
         if retired is not True:
             return
         if until is None:
-            self._forget([Gone(outcome.id, outcome.size)])
+            self._results.removed([Gone(outcome.id, outcome.size)])
         else:
-            self._forgotten += 1
-            self._cache.add(msgspec.structs.replace(outcome, expires_at=until))
+            self._results.shortened(outcome, until)
 
     async def check(self) -> None:
         """A write that changes nothing, for a disk that is full or gone shows in no other way.
@@ -407,15 +369,7 @@ class SqliteStore(LocalStore):
 
     def _on_expired(self, expired: list[Gone] | Exception) -> None:
         if not isinstance(expired, Exception):
-            self._forget(expired)
-
-    def _forget(self, gone: Iterable[Gone]) -> None:
-        """Take results off the count that are not on disk any more."""
-        self._forgotten += 1
-        for job_id, size in gone:
-            self._cache.drop(job_id)
-            self._kept_count -= 1
-            self._kept_bytes -= size
+            self._results.removed(expired)
 
     async def _named(self, alias: Alias) -> Job | Outcome | None:
         """The job that an alias names, if there is one."""
