@@ -19,6 +19,7 @@
         ├── RequestTimeout              408 request_timeout
         ├── RequestTooLarge             413 request_too_large
         ├── UnsupportedMediaType        415 unsupported_media_type
+        ├── RangeNotSatisfiable         416 range_not_satisfiable
         ├── IdempotencyKeyReused        422 idempotency_key_reused
         ├── TooManyJobs                 429 too_many_jobs
         ├── InternalError               500 internal_error
@@ -65,6 +66,7 @@ __all__ = [
     "MissingParameter",
     "ModelNotFound",
     "Overloaded",
+    "RangeNotSatisfiable",
     "RequestTimeout",
     "RequestTooLarge",
     "ResultTooLarge",
@@ -204,6 +206,16 @@ class RequestTooLarge(_InvalidRequestError):
 
 class UnsupportedMediaType(_InvalidRequestError):
     status, code = 415, "unsupported_media_type"
+
+
+class RangeNotSatisfiable(_InvalidRequestError):
+    status, code = 416, "range_not_satisfiable"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(
+            f"The result has {size} bytes, and none of them is in this range.",
+            headers=(("Content-Range", f"bytes */{size}"),),
+        )
 
 
 class IdempotencyKeyReused(_InvalidRequestError):

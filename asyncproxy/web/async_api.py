@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import partial
 
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from asyncproxy.core.endpoints import Endpoint
 from asyncproxy.core.errors import MethodNotAllowed, UnknownEndpoint
@@ -62,7 +62,7 @@ class AsyncApi:
     async def _content(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> WireResponse:
         job, lines = await self._awaited(endpoint, request, job_id)
         if isinstance(job, Outcome):
-            return job_responses.own_response(job, self._service.read)
+            return job_responses.content(job, self._service.read, _range_of(request))
         return self._envelope(job, lines)
 
     async def _delete(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> WireResponse:
@@ -100,3 +100,11 @@ class AsyncApi:
             "There is no such async endpoint. The path is /v1/async/<endpoint>, as in "
             "/v1/async/embeddings."
         )
+
+
+def _range_of(request: web.BaseRequest) -> str | None:
+    """The ``Range`` of a request. With ``If-Range`` there is none: no answer names its version."""
+    headers = request.headers
+    if request.method != "GET" or hdrs.IF_RANGE in headers:
+        return None
+    return headers.get(hdrs.RANGE)

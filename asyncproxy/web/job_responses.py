@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
-from typing import Final
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from typing import Final, Protocol
 
 from aiohttp import web
 from multidict import istr
@@ -12,11 +13,13 @@ from multidict import istr
 from asyncproxy.core.jobs import Job, JobStatus, Outcome
 from asyncproxy.web.wire_response import JSON, WireResponse, json_response
 from asyncproxy.wire import envelope
+from asyncproxy.wire.byte_range import byte_range
 from asyncproxy.wire.request_target import forwarded_prefix
 
 __all__ = [
     "NO_STORE",
     "REPLAYED",
+    "content",
     "error_of",
     "header",
     "location",
@@ -31,22 +34,28 @@ REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 # An answer about a job is for one client and one moment, whatever the gateway said of its own answer.
 NO_STORE: Final = b"Cache-Control: no-store\r\n"
 
+_RANGES: Final = b"Accept-Ranges: bytes\r\n"
+
 # The retries of a job are ours, and were made: an SDK that repeats a final failure would multiply them.
 _FINAL: Final = b"x-should-retry: false\r\n"
 
-# RFC 9111, RFC 9213 (`CDN-Cache-Control` is stronger than `Cache-Control`), and what came before.
+# RFC 9111, RFC 9213 (`CDN-Cache-Control` is stronger than `Cache-Control`), and what came before. And
+# what says which ranges the gateway serves.
 _ABOUT_CACHING: Final = re.compile(
-    rb"^(?:(?:[a-z0-9]+-){0,3}cache-control|expires|surrogate-control):[^\n]*\n",
+    rb"^(?:(?:[a-z0-9]+-){0,3}cache-control|expires|surrogate-control|accept-ranges):[^\n]*\n",
     re.IGNORECASE | re.MULTILINE,
 )
 _ABOUT_RETRYING: Final = re.compile(
     rb"^(?:retry-after|retry-after-ms|x-should-retry):[^\n]*\n", re.IGNORECASE | re.MULTILINE
 )
 
-# Reads the content of an outcome in parts: :meth:`JobService.read`.
-Read = Callable[[Outcome], AsyncIterator[bytes]]
-
 _FORWARDED_PREFIX: Final = istr("X-Forwarded-Prefix")
+
+
+class Read(Protocol):
+    """Reads the content of an outcome in parts, from a byte on: :meth:`JobService.read`."""
+
+    def __call__(self, outcome: Outcome, start: int = 0, /) -> AsyncIterator[bytes]: ...
 
 
 def header(name: str, value: object) -> bytes:
@@ -95,9 +104,44 @@ def own_response(outcome: Outcome, read: Read) -> WireResponse:
         response = WireResponse(outcome.status_code, lines, b"")
         response.stream(sum(outcome.sizes), lambda: read(outcome))
         return response
-    spliced = memoryview(outcome.envelope)[outcome.start : outcome.end]
-    body = spliced if outcome.content is None else outcome.content
-    return WireResponse(outcome.status_code, lines, body)
+    return WireResponse(outcome.status_code, lines, _body(outcome))
+
+
+def content(outcome: Outcome, read: Read, asked: str | None) -> WireResponse:
+    """The upstream's own response, or the bytes of it that the ``Range`` field ``asked`` names.
+
+    Raises :class:`RangeNotSatisfiable`. Only what the upstream answered with ``200`` has ranges.
+    """
+    if outcome.status_code != HTTPStatus.OK:
+        return own_response(outcome, read)
+    size = sum(outcome.sizes) or len(_body(outcome))
+    found = byte_range(asked, size)
+    if found is None:
+        response = own_response(outcome, read)
+        response.lines += _RANGES
+        return response
+    lines = _content_lines(outcome) + _RANGES
+    lines += header("Content-Range", f"bytes {found.start}-{found.stop - 1}/{size}")
+    if not outcome.sizes:
+        return WireResponse(206, lines, memoryview(_body(outcome))[found.start : found.stop])
+    response = WireResponse(206, lines, b"")
+    response.stream(len(found), lambda: _first(len(found), read(outcome, found.start)))
+    return response
+
+
+def _body(outcome: Outcome) -> bytes | memoryview:
+    """The content of an outcome that is in one piece."""
+    if outcome.content is None:
+        return memoryview(outcome.envelope)[outcome.start : outcome.end]
+    return outcome.content
+
+
+async def _first(size: int, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    async for piece in pieces:
+        yield piece[:size]
+        size -= len(piece)
+        if size <= 0:
+            return
 
 
 def _content_lines(outcome: Outcome) -> bytes:

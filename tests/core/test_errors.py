@@ -16,6 +16,7 @@ from asyncproxy.core.errors import (
     InvalidApiKey,
     MethodNotAllowed,
     Overloaded,
+    RangeNotSatisfiable,
     ShuttingDown,
     StillRunning,
     StoreFull,
@@ -57,6 +58,7 @@ CONTRACT = {
 BESIDE = {
     "InvalidRequest": (400, "invalid_request"),
     "InternalError": (500, "internal_error"),
+    "RangeNotSatisfiable": (416, "range_not_satisfiable"),
     "StoreUnavailable": (503, "store_unavailable"),
 }
 
@@ -168,6 +170,7 @@ def test_headers_come_with_the_errors_that_need_them_and_with_no_others(kind: ty
     expected = {
         InvalidApiKey: {"WWW-Authenticate"},
         MethodNotAllowed: {"Allow"},
+        RangeNotSatisfiable: {"Content-Range"},
         TooManyJobs: {"Retry-After"},
         Overloaded: {"Retry-After"},
         StoreFull: {"Retry-After"},
