@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import ParamSpec
 
 from asyncproxy.core.errors import ApiError, InternalError
-from asyncproxy.web.wire_response import Response, error_response
+from asyncproxy.web.wire_response import Response, WireResponse, error_response
 from asyncproxy.wire.envelope import error_body
 
 __all__ = ["answering_errors"]
@@ -28,7 +28,10 @@ def answering_errors(
 
     async def answering(*args: P.args, **kwargs: P.kwargs) -> Response:
         try:
-            return await handler(*args, **kwargs)
+            response = await handler(*args, **kwargs)
+            if isinstance(response, WireResponse):
+                await response.begin()
+            return response
         except ApiError as error:
             return error_response(error, error_body(error, endpoint=endpoint))
         except Exception:

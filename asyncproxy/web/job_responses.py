@@ -91,8 +91,11 @@ def terminal(outcome: Outcome, read: Read, *, lines: bytes = b"") -> WireRespons
 
 
 async def _spliced(outcome: Outcome, read: Read) -> AsyncIterator[bytes]:
+    parts = read(outcome)
+    first = await anext(parts)  # before the envelope begins: an error can still be answered
     yield outcome.envelope[: outcome.start]
-    async for part in read(outcome):
+    yield envelope.spliced_part(outcome, first)
+    async for part in parts:
         yield envelope.spliced_part(outcome, part)
     yield outcome.envelope[outcome.start :]
 

@@ -93,6 +93,13 @@ class WireResponse:
         """Write ``pieces``, ``size`` bytes in all, in place of the body: each is read as it leaves."""
         self._size, self._pieces = size, pieces
 
+    async def begin(self) -> None:
+        """Read the first piece of what is streamed: an error that it raises can still be answered."""
+        if self._pieces is not None:
+            pieces = self._pieces()
+            first = await anext(pieces, b"")
+            self._pieces = lambda: _preceded(first, pieces)
+
     def force_close(self) -> None:
         """Close the connection after this answer."""
         self.keep_alive = False
@@ -242,6 +249,12 @@ def _cut(body: bytes | memoryview) -> Iterator[bytes | memoryview]:
     view = memoryview(body)
     for start in range(0, len(view), _PIECE):
         yield view[start : start + _PIECE]
+
+
+async def _preceded(first: bytes, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for piece in pieces:
+        yield piece
 
 
 def _text(value: bytes) -> str:

@@ -1,11 +1,15 @@
-"""A download of a result goes on where it broke: ``Range`` on ``/content``."""
+"""Results that stay in parts: what cannot be read, and the ranges that a broken download goes on with."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import AsyncIterator
 
+import aiohttp
 import pytest
 
+from asyncproxy.core.errors import StoreUnavailable
+from asyncproxy.core.jobs import Outcome
 from tests.conftest import Client
 from tests.gateway import Gateway, answer, hang
 
@@ -67,3 +71,39 @@ async def test_what_has_no_ranges_is_whole(proxy: Client, gateway: Gateway) -> N
     assert (failed.status, failed.body) == (400, body)
     gateway.behaviour = hang
     assert (await proxy.get(f"{await proxy.submit()}/content", headers=first)).status == 202
+
+
+def break_off(proxy: Client, monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
+    """Let the store be out of reach after so many parts of a result."""
+    service = proxy.parts.service
+    read = service.read
+
+    async def reading(outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
+        left = after
+        async for part in read(outcome, start):
+            if not left:
+                raise StoreUnavailable("The store is out of reach.")
+            left -= 1
+            yield part
+
+    monkeypatch.setattr(service, "read", reading)
+
+
+@pytest.mark.parametrize("below", ["", "/content"])
+async def test_a_result_that_cannot_be_read_is_an_error(
+    proxy: Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    content = await finished(proxy, gateway, text(IN_PARTS))
+    break_off(proxy, monkeypatch, after=0)
+    refused = await proxy.get(content.removesuffix("/content") + below)
+    assert (refused.status, refused.code) == (503, "store_unavailable")
+
+
+@pytest.mark.parametrize("below", ["", "/content"])
+async def test_a_result_that_breaks_off_is_not_taken_for_whole(
+    proxy: Client, gateway: Gateway, monkeypatch: pytest.MonkeyPatch, below: str
+) -> None:
+    content = await finished(proxy, gateway, text(IN_PARTS))
+    break_off(proxy, monkeypatch, after=1)
+    with pytest.raises(aiohttp.ClientError):
+        await proxy.get(content.removesuffix("/content") + below)
