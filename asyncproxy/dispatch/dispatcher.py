@@ -20,7 +20,7 @@ import msgspec
 from asyncproxy.core.events import FellBack, Observer, Paused, Retried
 from asyncproxy.core.jobs import Call, Job, JobStatus, UpstreamResponse, head_of
 from asyncproxy.dispatch.attempts import Attempt, Attempts
-from asyncproxy.dispatch.gate import Gate
+from asyncproxy.dispatch.gate import Gate, Passage
 from asyncproxy.dispatch.housekeeping import Housekeeping
 from asyncproxy.dispatch.recorder import PAUSE_AFTER_ERROR_S, LastCall, Recorder
 from asyncproxy.dispatch.retry import Ending, asked_wait
@@ -209,7 +209,17 @@ class Dispatcher:
     async def _run(self, claim: Claim, pool: WorkerPool, worker: Worker, epoch: int) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job, gate = claim.job, pool.gate
+        if not gate.may_begin(job):
+            await self._recorder.release(job, delay_s=pool.policy.backoff_s)
+            return
         passage = gate.begin(job, epoch)
+        try:
+            await self._call(claim, pool, worker, passage)
+        finally:
+            gate.leave(passage)
+
+    async def _call(self, claim: Claim, pool: WorkerPool, worker: Worker, passage: Passage) -> None:
+        job, gate = claim.job, pool.gate
         pool.calls += 1
         try:
             attempt = await self._attempts.make(
@@ -273,6 +283,8 @@ class Dispatcher:
                 reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
                 self._observer.retried(Retried(job.id, job.upstream, reason, delay_s))
                 await self._recorder.release(again, delay_s=delay_s, whole_lane=bool(lane_pause_s))
+                if (other_first_s := pool.gate.other_lanes_first_s(outcome, ending)) > 0:
+                    await self._recorder.pause(job, job.lane, other_first_s)
                 return
             case NextModel():
                 self._observer.fell_back(FellBack(job.id, job.upstream))
