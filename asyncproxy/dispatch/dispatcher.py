@@ -157,6 +157,11 @@ class Dispatcher:
         return self._pools.limits
 
     @property
+    def gates(self) -> Mapping[str, Gate]:
+        """The gate of each upstream."""
+        return {name: pool.gate for name, pool in self._pools.items()}
+
+    @property
     def away(self) -> Mapping[str, float]:
         """For how many seconds each upstream has been away. 0: it is there."""
         return {name: pool.gate.away_s for name, pool in self._pools.items()}

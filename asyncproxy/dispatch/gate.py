@@ -29,8 +29,8 @@ _MOST_BROKEN = 4096
 # Refused answers in a row, in rounds of all workers, after which an upstream is away.
 _TOO_MANY_ROUNDS = 2
 
-# How an upstream says that it took the call: whatever became of it.
-_TAKEN = frozenset({Ending.SUCCEEDED, Ending.REFUSED, Ending.FAILED, Ending.RATE_LIMITED})
+# How an answer says that the upstream did not take the call.
+_REFUSALS = frozenset({Ending.AWAY, Ending.AWAY_OR_FAILED})
 
 
 class Passage(NamedTuple):
@@ -77,6 +77,7 @@ class Gate:
         self.rate_limits = RateLimits(
             ceiling=policy.concurrency, base_s=policy.backoff_s, max_s=policy.max_backoff_s
         )
+        self._max_backoff_s = policy.max_backoff_s
         self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
         self._attempts, self._concurrency = policy.attempts, policy.concurrency
         self.reason = ""  # what was seen last of an upstream that is away
@@ -86,6 +87,8 @@ class Gate:
         self._taken_at = -math.inf
         self._suspects: set[Lane] = set()  # lanes that were refused since a call was taken
         self._suspects_since = math.inf  # when the first of them was, in seconds since the epoch
+        # The lanes whose last answer was a refusal: when the first and the last refusal came.
+        self._refused: dict[Lane, tuple[float, float]] = {}
         self._refused_in_a_row = 0  # answers since a call was taken
         self._broken: dict[str, None] = {}  # jobs with one attempt left whose last call broke
         self._passed_over: set[str] = set()  # jobs that let others ask first
@@ -95,10 +98,16 @@ class Gate:
     def reconfigure(self, policy: CallPolicy) -> None:
         """Go by another policy from now on. What is known of the upstream stays."""
         bounds = {"base_s": policy.backoff_s, "max_s": policy.max_backoff_s}
+        self._max_backoff_s = policy.max_backoff_s
         self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
         self._attempts, self._concurrency = policy.attempts, policy.concurrency
         self.outage.reconfigure(ceiling=policy.concurrency, **bounds)
         self.rate_limits.reconfigure(ceiling=policy.concurrency, **bounds)
+
+    def __len__(self) -> int:
+        """How many lanes and jobs are remembered."""
+        lanes = len(self.rate_limits) + len(self._refused) + len(self._suspects)
+        return lanes + len(self._broken) + len(self._passed_over)
 
     @property
     def is_away(self) -> bool:
@@ -148,12 +157,28 @@ class Gate:
         self._broken.pop(job.id, None)
         if outcome is None:
             return Ending.REFUSED, 0.0
-        ending = self._ending(outcome, job, passage)
+        ending = ending_of(outcome)
+        is_refusal = isinstance(outcome, UpstreamResponse) and ending in _REFUSALS
+        all_refused = is_refusal and self._all_refused(passage)
+        if ending is Ending.AWAY_OR_FAILED:
+            ending = self._away_or_failed(job, passage, all_refused=all_refused)
         if ending is Ending.FAILED and job.attempts + 2 == self._attempts and _broke(outcome):
             self._broken[job.id] = None
             if len(self._broken) > _MOST_BROKEN:
                 del self._broken[next(iter(self._broken))]
-        return ending, self._noted(ending, outcome, passage, self._monotonic(), asked_s)
+        now = self._monotonic()
+        if is_refusal and not all_refused:
+            # Others may get through: it is this lane's alone, or this job's.
+            is_lane = ending is Ending.AWAY
+            return ending, self.rate_limits.refused(passage.flight) if is_lane else 0.0
+        if isinstance(outcome, UpstreamResponse) and not is_refusal:
+            return ending, self._taken(ending, passage, now)
+        if is_refusal or ending is Ending.AWAY:
+            return ending, self._not_taken(outcome, passage, now, asked_s)
+        # A call that broke says something about an upstream that is not there, or no more.
+        if ending is Ending.FAILED and self.outage.presence is not Presence.THERE:
+            return ending, self._not_taken(outcome, passage, now, asked_s)
+        return ending, 0.0
 
     def other_lanes_first_s(self, outcome: UpstreamResponse | CallError, ending: Ending) -> float:
         """Seconds for which no other job of a refused lane may ask either: another lane asks first.
@@ -183,6 +208,8 @@ class Gate:
         """
         for lane in self.rate_limits.tidy(self._monotonic()):
             self._allow(lane, None)
+        before = self._clock() - 2 * self._max_backoff_s
+        self._refused = {lane: times for lane, times in self._refused.items() if times[1] > before}
         for lane, limit in self.rate_limits.idle():
             self._allow(lane, limit)
 
@@ -192,70 +219,73 @@ class Gate:
         for lane in self.rate_limits.limited_lanes():
             self._allow(lane, None)
 
-    def _ending(self, outcome: UpstreamResponse | CallError, job: Job, passage: Passage) -> Ending:
-        ending = ending_of(outcome)
-        if ending is not Ending.AWAY_OR_FAILED:
-            return ending
-        if self.is_away:
+    def _away_or_failed(self, job: Job, passage: Passage, *, all_refused: bool) -> Ending:
+        """What a 502 or 504 is for ``job``."""
+        was_in_flight = passage.epoch != self.outage.epoch
+        if self.is_away and not was_in_flight:
             return Ending.AWAY
         # A job that is refused like this while others get through breaks the upstream by itself.
-        since = job.held_at or passage.began_at
-        if self._taken_at > since:
+        if self._taken_at > (job.held_at or passage.began_at):
             return Ending.FAILED
-        # So does a job that has failed before, if the upstream goes away with its call.
-        goes = passage.epoch == self.outage.epoch
-        return Ending.FAILED if goes and job.attempts else Ending.AWAY
+        # So may a job that has failed before, if the upstream goes away with its call.
+        goes = was_in_flight or all_refused
+        return Ending.FAILED if job.attempts and goes else Ending.AWAY
 
-    def _noted(
+    def _taken(self, ending: Ending, passage: Passage, now: float) -> float:
+        """Note that the upstream itself answered. Returns the gap before the lane's next call."""
+        outage, flight = self.outage, passage.flight
+        self._taken_at = max(self._taken_at, passage.began_at)
+        if self._refused:
+            self._refused.pop(flight.lane, None)
+        if passage.began_at > self._suspects_since:
+            self._trust()
+        if outage.got_through(passage.epoch):
+            self.changes.append(Change(away=False, away_s=now - outage.since, reason=self.reason))
+        if ending is Ending.RATE_LIMITED:
+            return self.rate_limits.refused(flight)
+        return self.rate_limits.got_through(flight)
+
+    def _not_taken(
         self,
-        ending: Ending,
         outcome: UpstreamResponse | CallError,
         passage: Passage,
         now: float,
         asked_s: float | None,
     ) -> float:
-        """Adjust outage and pace. Returns the seconds to wait."""
-        outage, flight = self.outage, passage.flight
-        answered = isinstance(outcome, UpstreamResponse)
-        refused = answered and (ending is Ending.AWAY or _broke(outcome))
-        if ending in _TAKEN and answered and not refused:
-            self._taken_at = max(self._taken_at, passage.began_at)
-            if passage.began_at > self._suspects_since:
-                self._trust()
-            if outage.got_through(passage.epoch):
-                self.changes.append(Change(away=False, away_s=now - outage.since, reason=self.reason))
-            if ending is Ending.RATE_LIMITED:
-                return self.rate_limits.refused(flight)
-            return self.rate_limits.got_through(flight)
-        if refused and not self._all_refused(passage):
-            # Others may get through: it is this lane's alone, or this job's.
-            return self.rate_limits.refused(flight) if ending is Ending.AWAY else 0.0
-        if ending is Ending.REFUSED:
-            return 0.0  # an error of ours, which says nothing about the upstream
-        if refused or ending is Ending.AWAY or outage.presence is not Presence.THERE:
-            self.reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
-            if outage.not_taken(passage.epoch, now, asked_s=asked_s):
-                self._trust()
-                self.changes.append(Change(away=True, away_s=0.0, reason=self.reason))
-            return max(0.0, outage.ask_at - now) + self._margin_s
-        return 0.0
+        """Note that the upstream did not take a call. Returns the seconds to wait."""
+        outage = self.outage
+        self.reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
+        if outage.not_taken(passage.epoch, now, asked_s=asked_s):
+            self._trust()
+            self.changes.append(Change(away=True, away_s=0.0, reason=self.reason))
+        return max(0.0, outage.ask_at - now) + self._margin_s
 
     def _all_refused(self, passage: Passage) -> bool:
         """Note that a lane was refused. Whether the upstream itself is away, and not only the lane.
 
         It is if every lane with a call in flight was refused, or so many calls in a row that no call in
-        flight can be waited for.
+        flight can be waited for. A lane that is refused while others get through says nothing.
         """
+        lane, now = passage.flight.lane, self._clock()
+        first, _ = self._refused.get(lane, (now, now))
+        self._refused[lane] = first, now
         if self.is_away:
             return True
+        if self._is_alone(lane):
+            return False
         if not self._refused_in_a_row:
-            self._suspects_since = self._clock()
+            self._suspects_since = now
         self._refused_in_a_row += 1
         busy = self.rate_limits.busy
-        self._suspects = (self._suspects & busy) | {passage.flight.lane}
-        return (
-            self._taken_at <= passage.began_at and busy <= self._suspects
-        ) or self._refused_in_a_row >= _TOO_MANY_ROUNDS * self._concurrency
+        self._suspects = (self._suspects & busy) | {lane}
+        if self._refused_in_a_row >= _TOO_MANY_ROUNDS * self._concurrency:
+            return True
+        others = busy - self._suspects
+        return self._taken_at <= passage.began_at and all(map(self._is_alone, others))
+
+    def _is_alone(self, lane: Lane) -> bool:
+        """Whether a lane is refused while others get through."""
+        return lane in self._refused and self._taken_at > self._refused[lane][0]
 
     def _trust(self) -> None:
         """Forget which lanes were refused."""

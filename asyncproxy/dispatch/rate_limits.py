@@ -4,8 +4,8 @@ Additive increase, multiplicative decrease (Chiu and Jain, 1989), by loss and no
 that batches what is in flight gets slower and better with more of it.
 
 A refusal halves the calls that may be in flight, once per round trip: refusals of calls that began
-before the last cut say nothing new. Each full round that went well allows one more. With one call in
-flight a refusal doubles the gap between two calls, and each call that got through shortens it.
+before the last cut say nothing new. Each full round that went well allows one more. A refusal that
+leaves one call in flight doubles the gap between two calls, and each call that got through shortens it.
 """
 
 from __future__ import annotations
@@ -120,10 +120,9 @@ class RateLimits:
         pace = flight.pace
         if flight.number <= pace.cut_at:
             return pace.gap_s
-        if pace.in_flight > 1:
-            pace.limit = max(1, pace.in_flight // 2)
-        else:
-            pace.limit = 1
+        pace.limit = max(1, pace.in_flight // 2)
+        if pace.limit == 1:
+            # One at a time may still be too many. Without a gap the limit would swing between 1 and 2.
             pace.gap_s = min(max(2 * pace.gap_s, self._base_s), self._max_s)
         pace.cut_at, pace.good = pace.began, 0
         return pace.gap_s

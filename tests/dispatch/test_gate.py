@@ -291,3 +291,34 @@ def test_a_bad_gateway_never_says_that_the_upstream_is_back() -> None:
     lab.now = lab.gate.outage.ask_at
     assert lab.call(502, held)[0] is Ending.AWAY
     assert lab.gate.is_away
+
+
+def test_a_job_that_failed_before_fails_though_another_call_told_of_the_outage() -> None:
+    """A load balancer answers 502 to all that were in flight, in any order."""
+    lab = Lab()
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    other, passage = lab.begin(), lab.begin(suspect)
+    assert lab.end(other, 502)[0] is Ending.AWAY
+    assert lab.end(passage, 502, suspect)[0] is Ending.FAILED
+
+
+def test_a_job_that_failed_before_is_held_back_while_other_lanes_end_old_calls() -> None:
+    lab = Lab()
+    lab.begin(OTHER)
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    for _ in range(5):
+        assert lab.call(502, suspect)[0] is Ending.AWAY
+
+
+def test_a_lane_that_is_known_to_be_refused_does_not_send_the_upstream_away_again() -> None:
+    lab = Lab()
+    lab.call(503)
+    lab.now = lab.gate.outage.ask_at
+    lab.call(200, OTHER)
+    assert not lab.gate.is_away
+    ending, wait_s = lab.call(503)
+    assert (ending, wait_s) == (Ending.AWAY, 1.0)
+    assert not lab.gate.is_away
+    lab.call(200)
+    lab.call(503)
+    assert lab.gate.is_away, "it got through meanwhile"
