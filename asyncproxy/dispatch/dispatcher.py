@@ -178,13 +178,19 @@ class Dispatcher:
                 wait *= 1 + position.ahead / pool.gate.outage.limit
             if position.not_before:
                 wait = max(wait, position.not_before - self._monotonic() + mean_s)
-        if pool is not None and pool.gate.is_away:
-            # Nobody knows when the upstream is back. As long again as it has been away is a guess that
-            # fits a restart and a long outage alike.
-            wait += pool.gate.away_s
+        wait += self.back_after_s(job.upstream)
         if wait <= 1:
             return 1
         return math.ceil(wait) if wait < _LONGEST_WAIT else _LONGEST_WAIT
+
+    def back_after_s(self, upstream: str) -> float:
+        """Seconds after which an upstream is likely to be back, 120 at most. 0: it is not away.
+
+        Nobody knows when it is back. As long again as it has been away is a guess that fits a restart
+        and a long outage alike.
+        """
+        pool = self._pools.get(upstream)
+        return 0.0 if pool is None else min(pool.gate.away_s, _LONGEST_WAIT)
 
     async def _turn(self, pool: WorkerPool, worker: Worker, epoch: int) -> None:
         """Take the next job of a pool, and see to its end."""

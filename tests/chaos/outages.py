@@ -258,9 +258,12 @@ async def _ended(session: aiohttp.ClientSession, proxy: Proxy, jobs: list[str]) 
 
 
 def _plot(calls: list[tuple[float, float, int, str]], back: float) -> None:
-    print("calls in flight after the return, each 100 ms:")
+    noticed = min((began for began, _, _, _ in calls if began > back), default=back)
+    print(
+        f"the first call comes {noticed - back:.1f} s after the return. Calls in flight, each 100 ms:"
+    )
     for tenth in range(50):
-        at = back + tenth / 10
+        at = noticed + tenth / 10
         count = sum(began < at + 0.1 and ended > at for began, ended, _, _ in calls)
         print(f"{tenth / 10:4.1f} s {count:4} {_BAR[:count]}")
 

@@ -309,3 +309,56 @@ def test_a_request_that_kills_its_gateway_takes_nobody_with_it(*, front: bool) -
 
     died = cast("asyncio.Event", None)
     in_world(outcomes, scenario, call_s=0.0)
+
+
+def test_a_drain_during_an_outage_does_not_wait_for_it() -> None:
+    switch = Switch("503")
+    switch.away = True
+
+    async def scenario(world: World) -> None:
+        names = await world.submit(100)
+        await asyncio.sleep(MINUTE)
+        began = now()
+        await world.dispatcher.drain(30.0)
+        assert now() - began < 1
+        for name in names:
+            job = await world.store.get(name)
+            assert job is not None
+            assert job.status is JobStatus.PENDING
+
+    in_world(switch, scenario)
+
+
+def test_another_concurrency_during_an_outage_holds_after_it() -> None:
+    switch = Switch("refused")
+    switch.away = True
+
+    async def scenario(world: World) -> None:
+        names = await world.submit(200)
+        await asyncio.sleep(MINUTE)
+        policy = CallPolicy(concurrency=5)
+        world.dispatcher.reconfigure([(cast("Upstream", world), policy)], deadline_s=86400.0)
+        switch.away = False
+        assert await world.ended(names) == []
+        assert world.most == 5
+
+    in_world(switch, scenario)
+
+
+def test_credentials_share_an_upstream_while_the_lane_of_one_is_limited() -> None:
+    """One has a limit of 30 a minute, and waits with 100 jobs."""
+    budget = Budget(30, MINUTE, window=False, burst=1)
+
+    async def outcomes(text: str) -> UpstreamResponse:
+        await asyncio.sleep(0.01)
+        return UpstreamResponse(429, (), ()) if text == "slow" and budget.wait_s(now()) else OK
+
+    async def scenario(world: World) -> None:
+        slow = await world.submit(100, "slow", credential=b"slow")
+        began = now()
+        assert await world.ended(await world.submit(640, credential=b"quick")) == []
+        assert now() - began < 2 * (640 / 64 * 0.51)
+        assert await world.ended(slow) == []
+        assert now() - began < 2 * (100 / 30 * MINUTE)
+
+    in_world(outcomes, scenario)
