@@ -14,9 +14,11 @@ from asyncproxy.core.errors import (
     ApiError,
     InternalError,
     JobNotFound,
+    Overloaded,
     ShuttingDown,
     StoreFull,
     StoreUnavailable,
+    TooManyJobs,
 )
 from asyncproxy.core.events import JobSubmitted, Observer, SubmitRefused, WaitEnded
 from asyncproxy.core.jobs import Call, Fallback, Job, Outcome
@@ -158,6 +160,9 @@ class JobService:
         except ApiError as error:
             outcome = error.code
             error.model = asked.model
+            if isinstance(error, TooManyJobs | Overloaded):
+                # The jobs that take the room wait for the upstream.
+                error.postpone(self._dispatcher.back_after_s(job.upstream))
             raise
         finally:
             span.end(outcome)

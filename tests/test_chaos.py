@@ -1,4 +1,4 @@
-"""A minute of chaos: what was accepted ends once, by the gateway's own answer, whatever is killed meanwhile."""
+"""A minute of chaos: what was accepted ends once, by the gateway's own answer, whatever goes meanwhile."""
 
 from __future__ import annotations
 
@@ -21,3 +21,4 @@ async def test_nothing_is_lost(tmp_path: Path, store: str) -> None:
     assert len(books.accepted) > 100
     assert books.ended["completed"] > books.ended["failed"] > 0
     assert books.events["proxies killed"] == 10
+    assert books.events["calls refused by the gateway"] > 0

@@ -42,6 +42,7 @@ address.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -232,6 +233,12 @@ class _RetryLaterError(ApiError):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, headers=(("Retry-After", str(retry_after_s)),))
+        self._retry_after_s = retry_after_s
+
+    def postpone(self, retry_after_s: float) -> None:
+        """Ask for a retry in ``retry_after_s`` at the earliest."""
+        self._retry_after_s = max(self._retry_after_s, math.ceil(retry_after_s))
+        self.headers = (("Retry-After", str(self._retry_after_s)),)
 
 
 class TooManyJobs(_RetryLaterError):

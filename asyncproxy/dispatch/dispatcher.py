@@ -20,7 +20,7 @@ import msgspec
 from asyncproxy.core.events import FellBack, Observer, Paused, Retried
 from asyncproxy.core.jobs import Call, Job, JobStatus, UpstreamResponse, head_of
 from asyncproxy.dispatch.attempts import Attempt, Attempts
-from asyncproxy.dispatch.gate import Gate
+from asyncproxy.dispatch.gate import Gate, Passage
 from asyncproxy.dispatch.housekeeping import Housekeeping
 from asyncproxy.dispatch.recorder import PAUSE_AFTER_ERROR_S, LastCall, Recorder
 from asyncproxy.dispatch.retry import Ending, asked_wait
@@ -157,6 +157,11 @@ class Dispatcher:
         return self._pools.limits
 
     @property
+    def gates(self) -> Mapping[str, Gate]:
+        """The gate of each upstream."""
+        return {name: pool.gate for name, pool in self._pools.items()}
+
+    @property
     def away(self) -> Mapping[str, float]:
         """For how many seconds each upstream has been away. 0: it is there."""
         return {name: pool.gate.away_s for name, pool in self._pools.items()}
@@ -173,13 +178,19 @@ class Dispatcher:
                 wait *= 1 + position.ahead / pool.gate.outage.limit
             if position.not_before:
                 wait = max(wait, position.not_before - self._monotonic() + mean_s)
-        if pool is not None and pool.gate.is_away:
-            # Nobody knows when the upstream is back. As long again as it has been away is a guess that
-            # fits a restart and a long outage alike.
-            wait += pool.gate.away_s
+        wait += self.back_after_s(job.upstream)
         if wait <= 1:
             return 1
         return math.ceil(wait) if wait < _LONGEST_WAIT else _LONGEST_WAIT
+
+    def back_after_s(self, upstream: str) -> float:
+        """Seconds after which an upstream is likely to be back, 120 at most. 0: it is not away.
+
+        Nobody knows when it is back. As long again as it has been away is a guess that fits a restart
+        and a long outage alike.
+        """
+        pool = self._pools.get(upstream)
+        return 0.0 if pool is None else min(pool.gate.away_s, _LONGEST_WAIT)
 
     async def _turn(self, pool: WorkerPool, worker: Worker, epoch: int) -> None:
         """Take the next job of a pool, and see to its end."""
@@ -209,7 +220,17 @@ class Dispatcher:
     async def _run(self, claim: Claim, pool: WorkerPool, worker: Worker, epoch: int) -> None:
         """One attempt at a claimed job: it is finished or pending again at the end."""
         job, gate = claim.job, pool.gate
+        if not gate.may_begin(job):
+            await self._recorder.release(job, delay_s=pool.policy.backoff_s)
+            return
         passage = gate.begin(job, epoch)
+        try:
+            await self._call(claim, pool, worker, passage)
+        finally:
+            gate.leave(passage)
+
+    async def _call(self, claim: Claim, pool: WorkerPool, worker: Worker, passage: Passage) -> None:
+        job, gate = claim.job, pool.gate
         pool.calls += 1
         try:
             attempt = await self._attempts.make(
@@ -273,6 +294,8 @@ class Dispatcher:
                 reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
                 self._observer.retried(Retried(job.id, job.upstream, reason, delay_s))
                 await self._recorder.release(again, delay_s=delay_s, whole_lane=bool(lane_pause_s))
+                if (other_first_s := pool.gate.other_lanes_first_s(outcome, ending)) > 0:
+                    await self._recorder.pause(job, job.lane, other_first_s)
                 return
             case NextModel():
                 self._observer.fell_back(FellBack(job.id, job.upstream))

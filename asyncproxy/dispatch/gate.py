@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from asyncproxy.core.errors import CallError
+from asyncproxy.core.errors import CallError, UpstreamUnreachable
 from asyncproxy.core.jobs import Job, Lane, UpstreamResponse
 from asyncproxy.dispatch.outage import Outage, Presence
 from asyncproxy.dispatch.rate_limits import Flight, RateLimits
@@ -23,8 +23,14 @@ __all__ = ["Change", "Gate", "Passage"]
 # or by the longest wait if that is less: if other jobs wait, one of them asks.
 _AFTER_THE_NEXT_S = 1.0
 
-# How an upstream says that it took the call: whatever became of it.
-_TAKEN = frozenset({Ending.SUCCEEDED, Ending.REFUSED, Ending.FAILED, Ending.RATE_LIMITED})
+# Jobs remembered because their last call broke. The first are forgotten first.
+_MOST_BROKEN = 4096
+
+# Refused answers in a row, in rounds of all workers, after which an upstream is away.
+_TOO_MANY_ROUNDS = 2
+
+# How an answer says that the upstream did not take the call.
+_REFUSALS = frozenset({Ending.AWAY, Ending.AWAY_OR_FAILED})
 
 
 class Passage(NamedTuple):
@@ -71,17 +77,37 @@ class Gate:
         self.rate_limits = RateLimits(
             ceiling=policy.concurrency, base_s=policy.backoff_s, max_s=policy.max_backoff_s
         )
+        self._max_backoff_s = policy.max_backoff_s
         self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
+        self._attempts, self._concurrency = policy.attempts, policy.concurrency
         self.reason = ""  # what was seen last of an upstream that is away
         self.changes: list[Change] = []  # since somebody looked
-        self._taken_at = -math.inf  # when a call was taken last, in seconds since the epoch
+        # When the call began that was taken and began last, in seconds since the epoch. The end of a
+        # call does not count: a gateway that shuts down ends old calls and takes no new ones.
+        self._taken_at = -math.inf
+        self._suspects: set[Lane] = set()  # lanes that were refused since a call was taken
+        self._suspects_since = math.inf  # when the first of them was, in seconds since the epoch
+        # The lanes whose last answer was a refusal: when the first and the last refusal came.
+        self._refused: dict[Lane, tuple[float, float]] = {}
+        self._refused_in_a_row = 0  # answers since a call was taken
+        self._broken: dict[str, None] = {}  # jobs with one attempt left whose last call broke
+        self._passed_over: set[str] = set()  # jobs that let others ask first
+        self._last_chance = ""  # the one of them that is in flight for the last time
+        self._closed = False
 
     def reconfigure(self, policy: CallPolicy) -> None:
         """Go by another policy from now on. What is known of the upstream stays."""
         bounds = {"base_s": policy.backoff_s, "max_s": policy.max_backoff_s}
+        self._max_backoff_s = policy.max_backoff_s
         self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
+        self._attempts, self._concurrency = policy.attempts, policy.concurrency
         self.outage.reconfigure(ceiling=policy.concurrency, **bounds)
         self.rate_limits.reconfigure(ceiling=policy.concurrency, **bounds)
+
+    def __len__(self) -> int:
+        """How many lanes and jobs are remembered."""
+        lanes = len(self.rate_limits) + len(self._refused) + len(self._suspects)
+        return lanes + len(self._broken) + len(self._passed_over)
 
     @property
     def is_away(self) -> bool:
@@ -93,8 +119,26 @@ class Gate:
         """For how long the upstream has been away. 0: it is there."""
         return self._monotonic() - self.outage.since if self.is_away else 0.0
 
+    def may_begin(self, job: Job) -> bool:
+        """Whether a call for ``job`` may begin beside those in flight.
+
+        If the calls of a job broke each time, its last attempt waits for the last attempt of another
+        such job. One of them may break the upstream. Then the other would fail with it. A job that has
+        failed before does not ask whether an upstream is back, if a job waits that has not.
+        """
+        if self._last_chance and job.id in self._broken:
+            return False
+        if self.is_away and job.attempts and job.id not in self._passed_over:
+            self._passed_over.add(job.id)
+            return False
+        return True
+
     def begin(self, job: Job, epoch: int) -> Passage:
         """Note that an admitted call for ``job`` begins."""
+        if self._passed_over:
+            self._passed_over.clear()
+        if job.id in self._broken:
+            self._last_chance = job.id
         return Passage(epoch, self.rate_limits.began(job.lane), self._clock())
 
     def end(
@@ -104,62 +148,154 @@ class Gate:
         outcome: UpstreamResponse | CallError | None,
         asked_s: float | None,
     ) -> tuple[Ending, float]:
-        """Note how a call has ended: None if it was aborted.
+        """Note how a call has ended: None if it was aborted. :meth:`leave` has to follow.
 
         Returns what that means, and the seconds that the job's upstream or lane has to wait for.
         """
-        now = self._monotonic()
-        wait_s = 0.0
+        if self._last_chance == job.id:
+            self._last_chance = ""
+        self._broken.pop(job.id, None)
         if outcome is None:
-            ending = Ending.REFUSED
-        else:
-            ending = self._ending(outcome, job, passage)
-            wait_s = self._noted(ending, outcome, passage, now, asked_s)
+            return Ending.REFUSED, 0.0
+        ending = ending_of(outcome)
+        is_refusal = isinstance(outcome, UpstreamResponse) and ending in _REFUSALS
+        all_refused = is_refusal and self._all_refused(passage)
+        if ending is Ending.AWAY_OR_FAILED:
+            ending = self._away_or_failed(job, passage, all_refused=all_refused)
+        if ending is Ending.FAILED and job.attempts + 2 == self._attempts and _broke(outcome):
+            self._broken[job.id] = None
+            if len(self._broken) > _MOST_BROKEN:
+                del self._broken[next(iter(self._broken))]
+        now = self._monotonic()
+        if is_refusal and not all_refused:
+            # Others may get through: it is this lane's alone, or this job's.
+            is_lane = ending is Ending.AWAY
+            return ending, self.rate_limits.refused(passage.flight) if is_lane else 0.0
+        if isinstance(outcome, UpstreamResponse) and not is_refusal:
+            return ending, self._taken(ending, passage, now)
+        if is_refusal or ending is Ending.AWAY:
+            return ending, self._not_taken(outcome, passage, now, asked_s)
+        # A call that broke says something about an upstream that is not there, or no more.
+        if ending is Ending.FAILED and self.outage.presence is not Presence.THERE:
+            return ending, self._not_taken(outcome, passage, now, asked_s)
+        return ending, 0.0
+
+    def other_lanes_first_s(self, outcome: UpstreamResponse | CallError, ending: Ending) -> float:
+        """Seconds for which no other job of a refused lane may ask either: another lane asks first.
+
+        The upstream may be away for this lane alone. A connection that is refused is refused to all.
+        """
+        if ending is not Ending.AWAY or not self.is_away or isinstance(outcome, CallError):
+            return 0.0
+        return self.outage.ask_at - self._monotonic() + self._margin_s / 2
+
+    def leave(self, passage: Passage) -> None:
+        """Let the next call of the lane begin.
+
+        To be called after the store knows of the pause that :meth:`end` asked for. Otherwise the store
+        hands out the next job of the lane before the pause begins.
+        """
         flight = passage.flight
         was_limited = flight.pace.limit is not None
-        self.rate_limits.ended(flight, now)
-        if was_limited or flight.pace.limit is not None:
+        self.rate_limits.ended(flight, self._monotonic())
+        if (was_limited or flight.pace.limit is not None) and not self._closed:
             self._allow(flight.lane, self.rate_limits.room(flight))
-        return ending, wait_s
 
     def tidy(self) -> None:
-        """Forget the lanes that are quiet."""
+        """Forget the lanes that are quiet, and tell the store again how many calls the others may make.
+
+        A claim that came to nothing took one off and began no call.
+        """
         for lane in self.rate_limits.tidy(self._monotonic()):
             self._allow(lane, None)
+        before = self._clock() - 2 * self._max_backoff_s
+        self._refused = {lane: times for lane, times in self._refused.items() if times[1] > before}
+        for lane, limit in self.rate_limits.idle():
+            self._allow(lane, limit)
 
-    def _ending(self, outcome: UpstreamResponse | CallError, job: Job, passage: Passage) -> Ending:
-        ending = ending_of(outcome)
-        if ending is not Ending.AWAY_OR_FAILED:
-            return ending
+    def close(self) -> None:
+        """Limit no lane any more: another gate takes the place of this one."""
+        self._closed = True
+        for lane in self.rate_limits.limited_lanes():
+            self._allow(lane, None)
+
+    def _away_or_failed(self, job: Job, passage: Passage, *, all_refused: bool) -> Ending:
+        """What a 502 or 504 is for ``job``."""
+        was_in_flight = passage.epoch != self.outage.epoch
+        if self.is_away and not was_in_flight:
+            return Ending.AWAY
         # A job that is refused like this while others get through breaks the upstream by itself.
-        since = job.held_at or passage.began_at
-        return Ending.FAILED if self._taken_at > since else Ending.AWAY
+        if self._taken_at > (job.held_at or passage.began_at):
+            return Ending.FAILED
+        # So may a job that has failed before, if the upstream goes away with its call.
+        goes = was_in_flight or all_refused
+        return Ending.FAILED if job.attempts and goes else Ending.AWAY
 
-    def _noted(
+    def _taken(self, ending: Ending, passage: Passage, now: float) -> float:
+        """Note that the upstream itself answered. Returns the gap before the lane's next call."""
+        outage, flight = self.outage, passage.flight
+        self._taken_at = max(self._taken_at, passage.began_at)
+        if self._refused:
+            self._refused.pop(flight.lane, None)
+        if passage.began_at > self._suspects_since:
+            self._trust()
+        if outage.got_through(passage.epoch):
+            self.changes.append(Change(away=False, away_s=now - outage.since, reason=self.reason))
+        if ending is Ending.RATE_LIMITED:
+            return self.rate_limits.refused(flight)
+        return self.rate_limits.got_through(flight)
+
+    def _not_taken(
         self,
-        ending: Ending,
         outcome: UpstreamResponse | CallError,
         passage: Passage,
         now: float,
         asked_s: float | None,
     ) -> float:
-        """Adjust outage and pace. Returns the seconds to wait."""
-        outage, flight = self.outage, passage.flight
-        answered = isinstance(outcome, UpstreamResponse)
-        if ending in _TAKEN and answered:
-            self._taken_at = self._clock()
-            if outage.got_through(passage.epoch):
-                self.changes.append(Change(away=False, away_s=now - outage.since, reason=self.reason))
-            if ending is Ending.RATE_LIMITED:
-                return self.rate_limits.refused(flight)
-            return self.rate_limits.got_through(flight)
-        if ending is Ending.AWAY and answered and self._taken_at > passage.began_at:
-            return self.rate_limits.refused(flight)  # others get through: it is this lane's alone
-        if ending is Ending.REFUSED:
-            return 0.0  # an error of ours, which says nothing about the upstream
-        if ending is Ending.AWAY or outage.presence is not Presence.THERE:
-            self.reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
-            if outage.not_taken(passage.epoch, now, asked_s=asked_s):
-                self.changes.append(Change(away=True, away_s=0.0, reason=self.reason))
-            return max(0.0, outage.ask_at - now) + self._margin_s
-        return 0.0
+        """Note that the upstream did not take a call. Returns the seconds to wait."""
+        outage = self.outage
+        self.reason = str(outcome.status) if isinstance(outcome, UpstreamResponse) else outcome.code
+        if outage.not_taken(passage.epoch, now, asked_s=asked_s):
+            self._trust()
+            self.changes.append(Change(away=True, away_s=0.0, reason=self.reason))
+        return max(0.0, outage.ask_at - now) + self._margin_s
+
+    def _all_refused(self, passage: Passage) -> bool:
+        """Note that a lane was refused. Whether the upstream itself is away, and not only the lane.
+
+        It is if every lane with a call in flight was refused, or so many calls in a row that no call in
+        flight can be waited for. A lane that is refused while others get through says nothing.
+        """
+        lane, now = passage.flight.lane, self._clock()
+        first, _ = self._refused.get(lane, (now, now))
+        self._refused[lane] = first, now
+        if self.is_away:
+            return True
+        if self._is_alone(lane):
+            return False
+        if not self._refused_in_a_row:
+            self._suspects_since = now
+        self._refused_in_a_row += 1
+        busy = self.rate_limits.busy
+        self._suspects = (self._suspects & busy) | {lane}
+        if self._refused_in_a_row >= _TOO_MANY_ROUNDS * self._concurrency:
+            return True
+        others = busy - self._suspects
+        return self._taken_at <= passage.began_at and all(map(self._is_alone, others))
+
+    def _is_alone(self, lane: Lane) -> bool:
+        """Whether a lane is refused while others get through."""
+        return lane in self._refused and self._taken_at > self._refused[lane][0]
+
+    def _trust(self) -> None:
+        """Forget which lanes were refused."""
+        self._suspects = set()
+        self._suspects_since = math.inf
+        self._refused_in_a_row = 0
+
+
+def _broke(outcome: UpstreamResponse | CallError) -> bool:
+    """Whether a failed call may have broken the upstream."""
+    if isinstance(outcome, UpstreamResponse):
+        return ending_of(outcome) is Ending.AWAY_OR_FAILED
+    return isinstance(outcome, UpstreamUnreachable)

@@ -4,12 +4,13 @@ Additive increase, multiplicative decrease (Chiu and Jain, 1989), by loss and no
 that batches what is in flight gets slower and better with more of it.
 
 A refusal halves the calls that may be in flight, once per round trip: refusals of calls that began
-before the last cut say nothing new. Each full round that went well allows one more. With one call in
-flight a refusal doubles the gap between two calls, and each call that got through shortens it.
+before the last cut say nothing new. Each full round that went well allows one more. A refusal that
+leaves one call in flight doubles the gap between two calls, and each call that got through shortens it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -52,6 +53,7 @@ class RateLimits:
 
     def __init__(self, *, ceiling: int, base_s: float, max_s: float) -> None:
         self._lanes: dict[Lane, _Pace] = {}
+        self._busy: set[Lane] = set()
         self.reconfigure(ceiling=ceiling, base_s=base_s, max_s=max_s)
 
     def reconfigure(self, *, ceiling: int, base_s: float, max_s: float) -> None:
@@ -68,11 +70,30 @@ class RateLimits:
         """How many lanes are slowed down."""
         return sum(pace.limit is not None for pace in self._lanes.values())
 
+    @property
+    def busy(self) -> AbstractSet[Lane]:
+        """The lanes that have a call in flight."""
+        return self._busy
+
+    def limited_lanes(self) -> list[Lane]:
+        """The lanes that are slowed down."""
+        return [lane for lane, pace in self._lanes.items() if pace.limit is not None]
+
+    def idle(self) -> list[tuple[Lane, int]]:
+        """The lanes that are slowed down and have no call in flight, and how many each may have."""
+        return [
+            (lane, pace.limit)
+            for lane, pace in self._lanes.items()
+            if pace.limit is not None and not pace.in_flight
+        ]
+
     def began(self, lane: Lane) -> Flight:
         """Note that a call of ``lane`` begins."""
         pace = self._lanes.get(lane)
         if pace is None:
             pace = self._lanes[lane] = _Pace()
+        if not pace.in_flight:
+            self._busy.add(lane)
         pace.in_flight += 1
         pace.began += 1
         return Flight(lane, pace, pace.began)
@@ -99,10 +120,9 @@ class RateLimits:
         pace = flight.pace
         if flight.number <= pace.cut_at:
             return pace.gap_s
-        if pace.in_flight > 1:
-            pace.limit = max(1, pace.in_flight // 2)
-        else:
-            pace.limit = 1
+        pace.limit = max(1, pace.in_flight // 2)
+        if pace.limit == 1:
+            # One at a time may still be too many. Without a gap the limit would swing between 1 and 2.
             pace.gap_s = min(max(2 * pace.gap_s, self._base_s), self._max_s)
         pace.cut_at, pace.good = pace.began, 0
         return pace.gap_s
@@ -111,8 +131,11 @@ class RateLimits:
         """Note that a call is in flight no more, however it ended."""
         pace = flight.pace
         pace.in_flight -= 1
+        if pace.in_flight:
+            return
         pace.idle_since = now
-        if not pace.in_flight and pace.limit is None:
+        self._busy.discard(flight.lane)
+        if pace.limit is None:
             del self._lanes[flight.lane]
 
     def room(self, flight: Flight) -> int | None:

@@ -169,6 +169,7 @@ class WorkerPools(Mapping[str, WorkerPool]):
             self._pools[upstream.name] = pool
         for pool in before.values():
             pool.leaving = True
+            pool.gate.close()
         if not self.draining:
             for pool in (*before.values(), *self._pools.values()):
                 self._adjust(pool)

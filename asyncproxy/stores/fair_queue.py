@@ -74,6 +74,11 @@ class FairQueue:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def limited(self) -> int:
+        """How many lanes may give out a number of jobs only."""
+        return len(self._rooms)
+
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._entries
 

@@ -27,10 +27,10 @@ _SETTLE_S = 120.0
 
 
 async def run_sqlite(folder: Path, *, kills: int, clients: int) -> Books:
-    """One proxy with a database, killed again and again."""
+    """One proxy with a database, killed again and again, in front of a gateway that comes and goes."""
     books = Books()
     async with gateway(books, delay_s=0.05) as upstream:
-        config = _config(folder, upstream, {"url": f"sqlite://{folder}/jobs.db"})
+        config = _config(folder, upstream.url, {"url": f"sqlite://{folder}/jobs.db"})
         async with _running([Proxy(config, folder / "proxy.log")]) as proxies:
 
             async def breaking() -> None:
@@ -39,17 +39,18 @@ async def run_sqlite(folder: Path, *, kills: int, clients: int) -> Books:
                     await proxies[0].kill()
                     books.events["proxies killed"] += 1
                     await proxies[0].start()
+                    await upstream.misbehave()
 
             await _watch(books, proxies, clients, breaking)
     return books
 
 
 async def run_redis(folder: Path, *, kills: int, clients: int) -> Books:
-    """Three proxies on one Redis: they are killed and suspended, it is stopped and killed."""
+    """Three proxies on one Redis: they are killed and suspended, it is killed, the gateway goes."""
     books = Books()
     async with gateway(books, delay_s=0.05) as upstream, _redis() as redis:
         store = {"url": redis.url, "encryption_key": _KEY, "lease": f"{_LEASE_S:g}s"}
-        config = _config(folder, upstream, store)
+        config = _config(folder, upstream.url, store)
         logs = [folder / f"proxy{number}.log" for number in range(3)]
         async with _running([Proxy(config, log) for log in logs]) as proxies:
 
@@ -60,6 +61,7 @@ async def run_redis(folder: Path, *, kills: int, clients: int) -> Books:
                     await proxy.kill()
                     books.events["proxies killed"] += 1
                     await proxy.start()
+                    await upstream.misbehave()
                     if number % 5 == 4:
                         books.events["proxies suspended for two leases"] += 1
                         await random.choice(proxies).pause(2 * _LEASE_S)
@@ -92,8 +94,8 @@ def _config(folder: Path, upstream: str, store: dict[str, str]) -> Path:
                     {
                         "base_url": f"{upstream}/v1",
                         "concurrency": 16,
-                        # What dies here is the proxy and the store: the gateway's answers are final.
-                        "retry": {"attempts": 100, "backoff": "10ms", "max_backoff": "100ms"},
+                        # A call may break several times in such a minute, as the gateway is stopped.
+                        "retry": {"attempts": 10, "backoff": "10ms", "max_backoff": "100ms"},
                     }
                 ],
                 "store": store,

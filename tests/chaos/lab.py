@@ -16,7 +16,7 @@ from aiohttp import web
 
 from tests.chaos.books import Books
 
-__all__ = ["Proxy", "answer_to", "free_port", "gateway"]
+__all__ = ["Gateway", "Proxy", "answer_to", "free_port", "gateway"]
 
 # A part of the texts is refused by the gateway: its own answer, which is an outcome as any other.
 _REFUSED = 0.05
@@ -44,26 +44,63 @@ def answer_to(text: str) -> tuple[int, bytes]:
     return 200, json.dumps({"object": "list", "model": "m", "data": data, "for": text}).encode()
 
 
-@asynccontextmanager
-async def gateway(books: Books, *, delay_s: float) -> AsyncIterator[str]:
-    """A gateway that counts what it gets, and takes up to twice ``delay_s``. Its URL."""
+class Gateway:
+    """A gateway that counts what it gets, and takes up to twice ``delay_s``. It can be stopped."""
 
-    async def embeddings(request: web.Request) -> web.Response:
+    def __init__(self, books: Books, *, delay_s: float) -> None:
+        self.refuses_with = 0  # the status; 0: it takes what comes
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._books = books
+        self._delay_s = delay_s
+        self._runner: web.AppRunner
+
+    async def start(self) -> None:
+        """Take connections."""
+        app = web.Application()
+        app.router.add_post("/v1/embeddings", self._embeddings)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0, handler_cancellation=True
+        )
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def stop(self) -> None:
+        """Break the calls in flight, and refuse connections."""
+        await self._runner.cleanup()
+
+    async def misbehave(self) -> None:
+        """Be away for a while, or refuse every call."""
+        status = random.choice([0, 429, 502, 503, 504])
+        self._books.events[f"gateway {status or 'stopped'}"] += 1
+        self.refuses_with = status
+        if not status:
+            await self.stop()
+        await asyncio.sleep(random.uniform(0.1, 0.8))
+        if not status:
+            await self.start()
+        self.refuses_with = 0
+
+    async def _embeddings(self, request: web.Request) -> web.Response:
         text = (await request.json())["input"]
-        books.calls[text] += 1
-        await asyncio.sleep(random.uniform(0, 2 * delay_s))
+        if self.refuses_with:
+            self._books.events["calls refused by the gateway"] += 1
+            return web.Response(status=self.refuses_with)
+        self._books.calls[text] += 1
+        await asyncio.sleep(random.uniform(0, 2 * self._delay_s))
         status, body = answer_to(text)
         return web.Response(status=status, body=body, content_type="application/json")
 
-    app = web.Application()
-    app.router.add_post("/v1/embeddings", embeddings)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
+
+@asynccontextmanager
+async def gateway(books: Books, *, delay_s: float) -> AsyncIterator[Gateway]:
+    """A gateway that is there, until the end."""
+    running = Gateway(books, delay_s=delay_s)
+    await running.start()
     try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+        yield running
     finally:
-        await runner.cleanup()
+        await running.stop()
 
 
 class Proxy:

@@ -42,6 +42,7 @@ class Lab:
     ) -> tuple[Ending, float]:
         response = UpstreamResponse(outcome, (), ()) if isinstance(outcome, int) else outcome
         found = self.gate.end(passage, job, response, None)
+        self.gate.leave(passage)
         self.gate.outage.leave(passage.epoch)
         self.now += 0.001
         return found
@@ -165,3 +166,159 @@ def test_an_aborted_call_says_nothing() -> None:
     assert lab.gate.is_away
     assert lab.gate.outage.wait_s(lab.now) == 0
     assert len(lab.gate.rate_limits) == 0
+
+
+def test_a_gateway_that_shuts_down_while_it_ends_old_calls_costs_no_attempt() -> None:
+    lab = Lab()
+    old = [lab.begin() for _ in range(4)]
+    job = JOB
+    for passage in old:
+        assert lab.call(502, job)[0] is Ending.AWAY
+        job = msgspec.structs.replace(JOB, held_at=lab.now)
+        lab.end(passage, 200)
+        lab.now = max(lab.now, lab.gate.outage.ask_at)
+
+
+def test_a_job_that_failed_before_fails_if_the_upstream_goes_away_with_it_again() -> None:
+    lab = Lab()
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    assert lab.call(502, suspect)[0] is Ending.FAILED
+    assert lab.gate.is_away
+    lab.now = lab.gate.outage.ask_at
+    assert lab.call(502, suspect)[0] is Ending.AWAY, "it was away before"
+
+
+def test_one_lane_that_is_refused_does_not_send_the_others_away() -> None:
+    """A gateway with many models answers 503 for one of them."""
+    lab = Lab()
+    good = lab.begin(OTHER)
+    for _ in range(6):
+        assert lab.call(503)[0] is Ending.AWAY
+    assert not lab.gate.is_away
+    lab.end(good, 200, OTHER)
+    assert not lab.gate.is_away
+
+
+def test_an_upstream_is_away_once_all_lanes_in_flight_were_refused() -> None:
+    lab = Lab()
+    first, other = lab.begin(), lab.begin(OTHER)
+    lab.end(first, 503)
+    assert not lab.gate.is_away
+    lab.end(other, 503, OTHER)
+    assert lab.gate.is_away
+
+
+def test_a_call_that_hangs_does_not_hide_an_outage() -> None:
+    lab = Lab(concurrency=8)
+    lab.begin(OTHER)
+    refused = 0
+    while not lab.gate.is_away:
+        lab.call(503)
+        refused += 1
+    assert refused == 16, "two rounds of all workers"
+
+
+def test_jobs_whose_calls_broke_each_time_have_their_last_attempts_one_by_one() -> None:
+    lab = Lab()
+    broken = errors.UpstreamUnreachable("broke off")
+    first, second = (msgspec.structs.replace(job, attempts=1) for job in (JOB, OTHER))
+    lab.call(broken, first)
+    lab.call(broken, second)
+    first, second = (msgspec.structs.replace(job, attempts=2) for job in (JOB, OTHER))
+    passage = lab.begin(first)
+    assert not lab.gate.may_begin(second)
+    assert lab.gate.may_begin(msgspec.structs.replace(JOB, id="c", attempts=2)), "it did not break"
+    lab.end(passage, broken, first)
+    assert lab.gate.may_begin(second)
+    lab.end(lab.begin(second), 200, second)
+    assert lab.gate.may_begin(first)
+
+
+def test_the_next_job_of_a_limited_lane_waits_until_the_store_has_the_pause() -> None:
+    lab = Lab()
+    passage = lab.begin()
+    lab.gate.end(passage, JOB, UpstreamResponse(429, (), ()), None)
+    assert lab.allowed == {}
+    lab.gate.leave(passage)
+    assert lab.allowed == {JOB.lane: 1}
+
+
+def test_a_claim_that_came_to_nothing_gives_its_room_back() -> None:
+    """The store took one off, and no call began: its request could not be read, or it was recalled."""
+    lab = Lab()
+    lab.call(429)
+    lab.allowed[JOB.lane] = 0
+    lab.gate.tidy()
+    assert lab.allowed == {JOB.lane: 1}
+
+
+def test_a_gate_that_is_replaced_limits_no_lane_any_more() -> None:
+    lab = Lab()
+    first, second = lab.begin(), lab.begin()
+    lab.end(first, 429)
+    lab.gate.close()
+    assert lab.allowed == {JOB.lane: None}
+    lab.end(second, 429)
+    assert lab.allowed == {JOB.lane: None}, "calls that end later neither"
+
+
+def test_another_lane_asks_before_the_one_that_was_refused() -> None:
+    lab = Lab()
+    ending, wait_s = lab.call(503)
+    refused = UpstreamResponse(503, (), ())
+    lane_s = lab.gate.other_lanes_first_s(refused, ending)
+    assert lab.gate.outage.ask_at - lab.now < lane_s < wait_s
+    assert lab.gate.other_lanes_first_s(unreachable(), ending) == 0
+
+
+def test_a_job_that_failed_before_lets_another_one_ask_first() -> None:
+    lab = Lab()
+    lab.call(unreachable())
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    assert not lab.gate.may_begin(suspect)
+    assert lab.gate.may_begin(OTHER)
+    assert lab.gate.may_begin(suspect), "no other one waits"
+    lab.now = lab.gate.outage.ask_at
+    lab.call(unreachable(), suspect)
+    assert not lab.gate.may_begin(suspect), "each time"
+
+
+def test_a_bad_gateway_never_says_that_the_upstream_is_back() -> None:
+    lab = Lab()
+    held = msgspec.structs.replace(JOB, held_at=lab.now, attempts=1)
+    lab.call(200, OTHER)
+    lab.call(unreachable())
+    lab.now = lab.gate.outage.ask_at
+    assert lab.call(502, held)[0] is Ending.AWAY
+    assert lab.gate.is_away
+
+
+def test_a_job_that_failed_before_fails_though_another_call_told_of_the_outage() -> None:
+    """A load balancer answers 502 to all that were in flight, in any order."""
+    lab = Lab()
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    other, passage = lab.begin(), lab.begin(suspect)
+    assert lab.end(other, 502)[0] is Ending.AWAY
+    assert lab.end(passage, 502, suspect)[0] is Ending.FAILED
+
+
+def test_a_job_that_failed_before_is_held_back_while_other_lanes_end_old_calls() -> None:
+    lab = Lab()
+    lab.begin(OTHER)
+    suspect = msgspec.structs.replace(JOB, attempts=1)
+    for _ in range(5):
+        assert lab.call(502, suspect)[0] is Ending.AWAY
+
+
+def test_a_lane_that_is_known_to_be_refused_does_not_send_the_upstream_away_again() -> None:
+    lab = Lab()
+    lab.call(503)
+    lab.now = lab.gate.outage.ask_at
+    lab.call(200, OTHER)
+    assert not lab.gate.is_away
+    ending, wait_s = lab.call(503)
+    assert (ending, wait_s) == (Ending.AWAY, 1.0)
+    assert not lab.gate.is_away
+    lab.call(200)
+    lab.call(503)
+    assert lab.gate.is_away, "it got through meanwhile"

@@ -136,3 +136,21 @@ async def test_a_quota_that_is_used_up_fails_after_one_call(proxy: Client, gatew
     done = await proxy.outcome(await proxy.submit())
     assert done["status_code"] == 429
     assert len(gateway.received) == 1
+
+
+@pytest.mark.one_store
+async def test_a_submit_that_is_refused_during_an_outage_is_told_to_wait_for_its_end(
+    start: Start, gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gateway.behaviour = answer(b"", status=503)
+    jobs = {"max_pending": 1}
+    proxy = await start(upstream={"retry": PATIENT}, jobs=jobs)
+    path = await proxy.submit()
+    refused = await proxy.post("/v1/async/embeddings")
+    assert (refused.status, refused.headers["Retry-After"]) == (503, "5")
+    await until_away(proxy)
+    gate = proxy.parts.dispatcher.gates["gateway"]
+    monkeypatch.setattr(gate.outage, "since", gate.outage.since - 50.0)
+    refused = await proxy.post("/v1/async/embeddings")
+    assert 50 <= int(refused.headers["Retry-After"]) < 120
+    assert 50 <= int((await proxy.get(path)).headers["Retry-After"]) < 120

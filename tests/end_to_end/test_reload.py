@@ -402,3 +402,33 @@ async def until(condition: Callable[[], bool], load: Sequence[asyncio.Future[Non
                 if task.done():
                     task.result()
             await asyncio.sleep(0.01)
+
+
+async def test_a_lane_that_was_limited_is_free_at_another_gateway(
+    start: Start, gateway: Gateway, other: Gateway
+) -> None:
+    gateway.behaviour = gateways.answer(b"", status=429)
+    proxy = await start(upstreams=[upstream("one", gateway, concurrency=2)])
+    paths = [await proxy.submit() for _ in range(5)]
+    await gateway.until(lambda: len(gateway.received) >= 6)
+    await reconfigure(proxy, upstream("one", other, concurrency=2))
+    for path in paths:
+        assert (await proxy.outcome(path))["status"] == "completed"
+
+
+async def test_a_lane_that_was_limited_is_free_when_its_upstream_returns_to_the_configuration(
+    start: Start, gateway: Gateway, other: Gateway
+) -> None:
+    gateway.behaviour = gateways.answer(b"", status=429)
+    one = upstream("one", gateway, models=["m"])
+    proxy = await start(upstreams=[one, upstream("two", other)])
+    paths = [await proxy.submit() for _ in range(5)]
+    await gateway.until(lambda: len(gateway.received) >= 6)
+    await reconfigure(proxy, upstream("two", other))
+    for path in paths:
+        assert (await proxy.outcome(path))["status"] == "completed"
+    gateway.behaviour = embeddings
+    await reconfigure(proxy, one, upstream("two", other))
+    paths = [await proxy.submit() for _ in range(5)]
+    for path in paths:
+        assert (await proxy.outcome(path))["status"] == "completed"
