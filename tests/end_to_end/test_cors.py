@@ -21,8 +21,6 @@ PREFLIGHT = {
 }
 KEY = {"Authorization": "Bearer sk-operator"}
 
-pytestmark = pytest.mark.one_store
-
 
 async def preflight(proxy: Client, path: str, **changed: str) -> Response:
     return await proxy.request("OPTIONS", path, headers={**PREFLIGHT, **changed})

@@ -804,7 +804,7 @@ TestSqliteHistories = SqliteHistories.TestCase
 TestSqliteHistories.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
 
 TestMemoryHistories = Histories.TestCase
-TestMemoryHistories.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+TestMemoryHistories.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
 
 
 class RedisHistories(Histories):
