@@ -7,7 +7,6 @@ import functools
 import json
 import re
 import shlex
-import shutil
 import subprocess
 from base64 import b64encode
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from asyncproxy.config.load import load_config
 from asyncproxy.config.model import Config
 from asyncproxy.observe.instruments import Count, Distribution
 from asyncproxy.observe.metrics import Metrics
+from tests.shell import program
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -157,10 +157,8 @@ def test_the_runbook_has_no_alert_that_there_is_not() -> None:
 
 
 def promtool(*arguments: str, cwd: Path = DEPLOY) -> None:
-    program = shutil.which("promtool")
-    if program is None:
-        pytest.skip("no promtool in PATH")
-    done = subprocess.run([program, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    command = [program("promtool"), *arguments]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
