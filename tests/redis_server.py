@@ -19,7 +19,7 @@ __all__ = ["RedisServer", "restricted", "shared"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 
-_STARTS_WITHIN_S = 30
+_STARTS_WITHIN_S = 60
 
 
 def free_port() -> int:
@@ -83,7 +83,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
                 connection.sendall(b"PING\r\n")
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:

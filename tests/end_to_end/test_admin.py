@@ -30,7 +30,7 @@ async def metrics(proxy: Client) -> dict[str, float]:
 
 async def until(proxy: Client, holds: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The metrics as soon as something holds of them."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds(found := await metrics(proxy)):
             await asyncio.sleep(0.01)
     return found

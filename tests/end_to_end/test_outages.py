@@ -20,7 +20,7 @@ async def upstream_of(proxy: Client) -> Any:
 
 
 async def until_away(proxy: Client) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await upstream_of(proxy))["status"] != "away":
             await asyncio.sleep(0.005)
 

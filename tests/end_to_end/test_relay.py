@@ -149,7 +149,7 @@ async def test_a_lost_connection_costs_nothing_upstream(start: Start, gateway: G
     await gateway.until(lambda: gateway.busy == 1)
     writer.transport.abort()
     slow.done.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (await proxy.parts.store.usage()).live:
             await asyncio.sleep(0.01)
     assert (await proxy.post(RELAY)).json() == {"ok": 1}
@@ -381,7 +381,7 @@ async def test_what_was_delivered_at_once_takes_no_room(start: Start, gateway: G
     proxy = await start(store={"max_bytes": "2MiB"})
     for number in range(50):
         assert (await proxy.post(RELAY, {"model": "m", "input": str(number)})).status == 200
-    async with asyncio.timeout(10):  # the client has its answer a moment before that is noted
+    async with asyncio.timeout(60):  # the client has its answer a moment before that is noted
         while await proxy.parts.store.usage() != (0, 0, 0):
             await asyncio.sleep(0.01)
 
@@ -479,7 +479,7 @@ async def test_an_answer_that_was_not_taken_is_there_for_the_retry(
 
     monkeypatch.setattr(job_responses, "own_response", reset_before)
     slow.done.set()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not given:
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)

@@ -270,7 +270,7 @@ class Reloading(Process):
 
     async def logged(self, part: str) -> str:
         assert self.process.stderr is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while line := (await self.process.stderr.readline()).decode():
                 self.lines.append(line)
                 if part in line:
@@ -400,7 +400,7 @@ async def test_a_reload_under_load_loses_nothing(
 
 async def until(condition: Callable[[], bool], load: Sequence[asyncio.Future[None]]) -> None:
     """Wait until something holds, while the load goes on."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             for task in load:
                 if task.done():
