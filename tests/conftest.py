@@ -92,7 +92,7 @@ class Client:
 
     async def outcome(self, path: str, **kwargs: Any) -> Any:
         """Poll until a job is done. Its envelope."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while (answer := await self.get(path, **kwargs)).status == 202:
                 await asyncio.sleep(0.01)
         assert answer.status == 200, answer.body
@@ -106,7 +106,7 @@ class Client:
 
     async def until_waiting(self, count: int) -> None:
         """Wait until the proxy holds so many."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while self.waiting != count:
                 await asyncio.sleep(0.005)
 
@@ -116,7 +116,7 @@ class Client:
         reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
         try:
             writer.write(data)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 return await (reader.read() if until_eof else reader.readuntil(b"\r\n\r\n"))
         finally:
             writer.close()

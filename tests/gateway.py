@@ -148,7 +148,7 @@ class Gateway:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something about this gateway holds."""
-        async with asyncio.timeout(20), self.changed:
+        async with asyncio.timeout(60), self.changed:
             await self.changed.wait_for(condition)
 
     async def notify(self) -> None:

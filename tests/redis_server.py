@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import functools
-import os
 import re
 import shutil
 import signal
@@ -14,24 +13,13 @@ import tempfile
 import time
 from pathlib import Path
 
-import pytest
+from tests.shell import program
 
 __all__ = ["RedisServer", "restricted", "shared"]
 
 PAGE = Path(__file__).parents[1] / "docs" / "operations.md"
 
-_STARTS_WITHIN_S = 30
-
-
-def binary() -> str:
-    """The server's program. Without one the test is skipped on a laptop, and fails where CI is set."""
-    found = shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        message = "no redis-server or valkey-server in PATH"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
-    return found
+_STARTS_WITHIN_S = 60
 
 
 def free_port() -> int:
@@ -45,7 +33,7 @@ class RedisServer:
     """A server with ``options``, as they stand in redis.conf: ``RedisServer(appendonly="yes")``."""
 
     def __init__(self, **options: str) -> None:
-        self.program = binary()
+        self.program = program("redis-server", "valkey-server")
         self.port = free_port()
         self.folder = Path(tempfile.mkdtemp(prefix="asyncproxy-redis-"))
         self.options = {"appendonly": "no", "save": "", **options}
@@ -95,7 +83,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as connection:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=10) as connection:
                 connection.sendall(b"PING\r\n")
                 return connection.recv(64).startswith((b"+PONG", b"-NOAUTH"))
         except OSError:

@@ -1,13 +1,27 @@
-"""Runs what users paste into a shell, with this Python first on the path."""
+"""Runs what users paste into a shell, with this Python first on the path, and other programs."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import sys
 from pathlib import Path
 
-__all__ = ["shell"]
+import pytest
+
+__all__ = ["program", "shell"]
+
+
+def program(*names: str) -> str:
+    """The path of the first of these. Without one the test is skipped on a laptop, and fails where CI is set."""
+    for name in names:
+        if found := shutil.which(name):
+            return found
+    message = f"no {' or '.join(names)} in PATH"
+    if os.environ.get("CI"):
+        pytest.fail(message)
+    pytest.skip(message)
 
 
 async def shell(command: str) -> str:

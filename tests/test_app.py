@@ -27,7 +27,7 @@ def config_for(gateway: Gateway) -> Config:
 
 
 async def outcome(client: TestClient[Any, Any], path: str) -> Any:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             response = await client.get(path)
             if response.status != 202:

@@ -12,7 +12,6 @@ import ast
 import importlib.util
 import os
 import re
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from tests.clients.cases import CLIENTS
 from tests.clients.upstream import Upstream
 from tests.conftest import Client, Start
 from tests.gateway import Gateway
-from tests.shell import shell
+from tests.shell import program, shell
 
 FOLDER = Path(__file__).parent.parent / "docs" / "clients"
 PAGES = sorted(FOLDER.glob("*.md"))
@@ -127,16 +126,13 @@ def imported(tree: ast.AST) -> set[str]:
 
 
 def js(found: list[Snippet], url: str, tmp_path: Path) -> Session:
-    if shutil.which("node") is None:
-        if os.environ.get("CI"):
-            pytest.fail("node is missing")
-        pytest.skip("node is not installed")
+    node = program("node")
     script = tmp_path / "snippets.mjs"
     script.write_text(joined(found, url, f"console.log('{MARK}');"))
     if installed := os.environ.get("CLIENTS_NODE"):
         (tmp_path / "node_modules").symlink_to(Path(installed) / "node_modules")
-        return Session(f"node {script}")
-    return Session(f"node --check {script}", runs=False)
+        return Session(f"{node} {script}")
+    return Session(f"{node} --check {script}", runs=False)
 
 
 def test_there_is_a_page_for_each_kind_of_client() -> None:

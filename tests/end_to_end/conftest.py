@@ -23,9 +23,20 @@ __all__ = ["Watch"]
 
 STORES = ("memory", "sqlite", "redis")
 
-# Modules whose tests are about the process or its memory, or never touch a job, and so run once. A single
-# one for which that is so is marked `one_store`.
-ONCE = {"test_load", "test_pass_through", "test_process", "test_websockets", "test_workers"}
+# Modules whose tests are about the process, its memory or its log, or about what is refused before a store has
+# it, and so run once. A single test for which that is so is marked `one_store`.
+ONCE = {
+    "test_bad_input",
+    "test_cors",
+    "test_load",
+    "test_logs",
+    "test_openai_client",
+    "test_pass_through",
+    "test_process",
+    "test_targets",
+    "test_websockets",
+    "test_workers",
+}
 
 FIND = credentials.find
 

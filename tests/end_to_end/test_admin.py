@@ -30,12 +30,13 @@ async def metrics(proxy: Client) -> dict[str, float]:
 
 async def until(proxy: Client, holds: Callable[[dict[str, float]], bool]) -> dict[str, float]:
     """The metrics as soon as something holds of them."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not holds(found := await metrics(proxy)):
             await asyncio.sleep(0.01)
     return found
 
 
+@pytest.mark.one_store
 async def test_a_job_moves_its_metrics(proxy: Client) -> None:
     await proxy.outcome(await proxy.submit())
     found = await metrics(proxy)
@@ -72,6 +73,7 @@ async def test_live_jobs_are_counted_by_state(start: Start, gateway: Gateway) ->
     assert found['upstream_attempt_seconds_count{outcome="aborted",upstream="gateway"}'] == 2
 
 
+@pytest.mark.one_store
 async def test_failures_are_told_apart(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = in_turn(reset, answer({"no": 1}, status=500), answer({"no": 1}, status=400))
     await proxy.outcome(await proxy.submit())
@@ -100,6 +102,7 @@ async def test_pauses_and_fallbacks_are_counted(start: Start, gateway: Gateway) 
     assert found['fallbacks_total{upstream="gateway"}'] == 1
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("path", ["/v1/async/embeddings", "/v1/relay/embeddings"])
 async def test_refused_submits_are_counted_by_their_code(proxy: Client, path: str) -> None:
     await proxy.post(path, {"model": "m"})
@@ -110,6 +113,7 @@ async def test_refused_submits_are_counted_by_their_code(proxy: Client, path: st
     assert 'jobs_submitted_total{endpoint="embeddings",upstream="gateway"}' not in found
 
 
+@pytest.mark.one_store
 async def test_what_passes_through_is_counted(proxy: Client, gateway: Gateway) -> None:
     body = b'{"model": "m", "input": "hello"}'
     passed = await proxy.post("/v1/embeddings", body)
@@ -143,11 +147,13 @@ async def test_those_who_wait_are_counted(start: Start, gateway: Gateway) -> Non
     assert found['relay_hops_total{endpoint="embeddings"}'] == 1
 
 
+@pytest.mark.one_store
 async def test_the_lag_of_the_loop_is_measured(proxy: Client) -> None:
     found = await until(proxy, lambda found: found["event_loop_lag_seconds_count"] > 0)
     assert found["event_loop_lag_seconds_sum"] >= 0
 
 
+@pytest.mark.one_store
 async def test_hostile_clients_make_no_series(start: Start, gateway: Gateway) -> None:
     """Over HTTP a sample of each kind of text; test_metrics has ten thousand."""
     proxy = await start()
@@ -241,6 +247,7 @@ async def test_all_reasons_are_given(proxy: Client, monkeypatch: pytest.MonkeyPa
 # An address of their own.
 
 
+@pytest.mark.one_store
 async def test_the_pages_move_to_an_address_of_their_own(start: Start, gateway: Gateway) -> None:
     """And nothing under /-/ is left on the public one, nor sent to the gateway."""
     proxy = await start(admin_listen="127.0.0.1:0")
@@ -261,6 +268,7 @@ async def test_the_pages_move_to_an_address_of_their_own(start: Start, gateway: 
     assert len(gateway.received) == 1
 
 
+@pytest.mark.one_store
 async def test_the_pages_need_no_key(start: Start) -> None:
     proxy = await start(auth={"keys": ["ours"]})
     for path in ("/-/healthy", "/-/ready", "/-/metrics", "/-/openapi.json"):

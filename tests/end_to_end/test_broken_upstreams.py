@@ -51,6 +51,7 @@ async def test_a_name_that_does_not_resolve(start: Start) -> None:
     await fails(proxy, 502, "upstream_unreachable")
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     ("behaviour", "status", "code"),
     [
@@ -147,6 +148,7 @@ async def test_it_hangs(start: Start, gateway: Gateway) -> None:
     await gateway.until(lambda: len(gateway.received) == 3)  # it may read one when its client has left
 
 
+@pytest.mark.one_store
 async def test_it_drips_for_ever(start: Start, gateway: Gateway) -> None:
     async def drip(_request: Received, writer: asyncio.StreamWriter) -> None:
         writer.write(LARGE + b"Content-Length: 1000000\r\n\r\n")
@@ -203,6 +205,7 @@ async def test_a_gigabyte(start: Start, gateway: Gateway, framing: bytes) -> Non
     assert sent < 32 * 1024**2
 
 
+@pytest.mark.one_store
 async def test_a_bomb_is_measured_unpacked(start: Start, gateway: Gateway) -> None:
     bomb = gzip.compress(b'["' + b"x" * 50_000_000 + b'"]')
     gateway.behaviour = answer(bomb, headers=[("Content-Encoding", "gzip")])

@@ -32,6 +32,7 @@ async def test_prefer_with_a_wait_that_is_enough(proxy: Client, gateway: Gateway
     assert (response.status, response.json()) == (400, {"error": {"message": "no"}})
 
 
+@pytest.mark.one_store
 async def test_prefer_with_a_wait_that_is_not(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = hang
     response = await proxy.post(SYNC, headers={"Prefer": "respond-async, wait=0"})
@@ -40,6 +41,7 @@ async def test_prefer_with_a_wait_that_is_not(proxy: Client, gateway: Gateway) -
     assert (await proxy.get(response.headers["Location"])).status == 202
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("prefer", ["return=minimal", "wait=5", "x-respond-async", ""])
 async def test_other_preferences_are_the_upstreams(
     proxy: Client, gateway: Gateway, prefer: str
@@ -50,6 +52,7 @@ async def test_other_preferences_are_the_upstreams(
     assert gateway.received[0].header("Prefer") == prefer
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("value", ["true", "1", "yes", "TRUE"])
 async def test_x_bf_async(proxy: Client, gateway: Gateway, value: str) -> None:
     gateway.behaviour = hang
@@ -59,6 +62,7 @@ async def test_x_bf_async(proxy: Client, gateway: Gateway, value: str) -> None:
     assert gateway.received[0].all("x-bf-async") == []
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("value", ["", "false", "0", "False"])
 async def test_x_bf_async_that_says_no(proxy: Client, value: str) -> None:
     assert "data" in (await proxy.post(SYNC, headers={"x-bf-async": value})).json()
@@ -93,6 +97,7 @@ async def test_x_bf_async_id_of_a_failed_job(proxy: Client, gateway: Gateway) ->
     assert failed.json()["is_bifrost_error"] is False
 
 
+@pytest.mark.one_store
 async def test_what_cannot_be_a_job_is_refused(proxy: Client) -> None:
     for headers in ({"Prefer": "respond-async"}, {"x-bf-async": "true"}):
         body = {"model": "m", "messages": [], "stream": True}
@@ -100,6 +105,7 @@ async def test_what_cannot_be_a_job_is_refused(proxy: Client) -> None:
         assert (response.status, response.code) == (400, "streaming_not_supported")
 
 
+@pytest.mark.one_store
 async def test_preferences_may_stand_in_two_fields(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = hang
     body = b'{"model":"m","input":"x"}'
@@ -121,6 +127,7 @@ async def test_a_status_without_a_body_has_none(proxy: Client, gateway: Gateway)
         assert (done.status, done.body) == (304, b"")
 
 
+@pytest.mark.one_store
 async def test_a_switch_of_protocols_is_no_answer(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = raw(b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\n\r\n")
     done = await proxy.outcome(await proxy.submit())

@@ -39,6 +39,7 @@ async def test_a_form_goes_upstream_as_it_came(proxy: Client, gateway: Gateway) 
     assert (got.body, got.header("Content-Type")) == (WHOLE, MULTIPART["Content-Type"])
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     ("endpoint", "body", "code", "param"),
     [
@@ -103,6 +104,7 @@ async def test_a_form_is_the_same_under_another_boundary(proxy: Client, gateway:
     assert answered.code == "idempotency_key_reused"
 
 
+@pytest.mark.one_store
 async def test_a_form_without_a_boundary(proxy: Client) -> None:
     response = await proxy.post(
         "/v1/async/audio/transcriptions", WHOLE, headers={"Content-Type": "multipart/form-data"}
@@ -110,12 +112,14 @@ async def test_a_form_without_a_boundary(proxy: Client) -> None:
     assert (response.status, response.code) == (400, "invalid_form")
 
 
+@pytest.mark.one_store
 async def test_images_may_be_several(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = answer({"data": []})
     body = form(("model", None, b"m"), ("image[]", "a.png", b"1"), ("image[]", "b.png", b"2"))
     await proxy.outcome(await proxy.submit(body, "images/edits", headers=MULTIPART))
 
 
+@pytest.mark.one_store
 async def test_a_large_form_is_measured(start: Start) -> None:
     proxy = await start(jobs={"max_request_bytes": "1MiB"})
     body = form(("model", None, b"m"), ("file", "a", b"x" * 1024**2))
@@ -138,6 +142,7 @@ async def test_speech_is_base64_in_the_envelope_and_bytes_under_content(
     assert (content.body, content.headers["Content-Type"]) == (AUDIO, "audio/mpeg")
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 48 * 1024 - 1, 48 * 1024, 48 * 1024 + 1, 1_000_003])
 async def test_any_length(proxy: Client, gateway: Gateway, size: int) -> None:
     audio = os.urandom(size)
@@ -146,6 +151,7 @@ async def test_any_length(proxy: Client, gateway: Gateway, size: int) -> None:
     assert base64.b64decode(done["result"]["audio"], validate=True) == audio
 
 
+@pytest.mark.one_store
 async def test_fifty_megabytes_of_audio(proxy: Client, gateway: Gateway) -> None:
     audio = os.urandom(1024) * 50 * 1024
     gateway.behaviour = answer(audio, content_type="audio/wav")
@@ -163,6 +169,7 @@ async def test_text_of_a_transcription(proxy: Client, gateway: Gateway) -> None:
     assert (await proxy.get(path + "/content")).body.startswith(b"1\n00:00")
 
 
+@pytest.mark.one_store
 async def test_embeddings_have_to_be_json(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = answer(b"<html>", content_type="text/html")
     done = await proxy.outcome(await proxy.submit())
@@ -203,6 +210,7 @@ async def test_a_prefix_is_taken_off_the_model_before_the_call(start: Start, gat
 BODY = b'{"model": "a",  "input": [1.50, "x"], "fallbacks": ["b", "c"], "user": 1e2}'
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     "failure", [answer(b"", status=status) for status in (400, 404, 500, 503)] + [raw(b"")]
 )
@@ -228,6 +236,7 @@ async def test_the_first_model_that_answers_is_the_last(proxy: Client, gateway: 
     assert (done["result"], done["extra_fields"]["fallback_index"]) == ({"from": "a"}, 0)
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("status", [401, 403])
 async def test_a_wrong_credential_does_not_fall_back(
     proxy: Client, gateway: Gateway, status: int
@@ -246,6 +255,7 @@ async def test_when_all_fail_the_last_one_is_the_outcome(proxy: Client, gateway:
     assert done["error"]["extra_fields"]["fallback_index"] == 2
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("fallbacks", ["b", [1], [""], ["b"] * 11, None])
 async def test_bad_fallbacks(proxy: Client, fallbacks: Any) -> None:
     response = await proxy.post(
@@ -275,6 +285,7 @@ async def test_a_fallback_on_another_upstream(start: Start, gateway: Gateway) ->
         assert refused.code == "model_not_found"
 
 
+@pytest.mark.one_store
 async def test_no_fallbacks_leave_the_envelope_as_it_is(proxy: Client) -> None:
     assert "extra_fields" not in await proxy.outcome(await proxy.submit())
 
@@ -288,6 +299,7 @@ async def test_a_fallback_is_another_request_to_the_upstream(proxy: Client, gate
     assert [request.header("Idempotency-Key") for request in gateway.received] == ["k", "k-1"]
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     "content_type", ["multipart/form-data; boundary=b\u20ac", "multipart/form-data; boundary*=x"]
 )

@@ -22,6 +22,7 @@ AGAIN = [("Retry-After", "3600"), ("retry-after-ms", "9000"), ("X-Should-Retry",
 CACHES = {name.lower() for name, _ in CACHEABLE[1:-1]}
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("size", [1, 300_000])
 @pytest.mark.parametrize("status", [200, 400])
 async def test_no_answer_about_a_job_may_be_kept(
@@ -52,6 +53,7 @@ async def test_no_answer_about_a_job_may_be_kept(
     assert passed.headers["Cache-Control"] == "public, max-age=600", "the gateway's own answer"
 
 
+@pytest.mark.one_store
 async def test_a_redirect_may_not_be_kept(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = hang
     proxy = await start(jobs={"relay_hold": "10ms"})

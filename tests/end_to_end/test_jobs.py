@@ -66,6 +66,7 @@ async def test_a_poll_shows_the_job_on_its_way(proxy: Client, gateway: Gateway) 
     assert lifetime == timedelta(hours=1)
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("endpoint", sorted(ENDPOINTS))
 async def test_every_endpoint_has_its_async_twin(
     proxy: Client, gateway: Gateway, endpoint: str
@@ -112,6 +113,7 @@ async def test_content_is_the_upstreams_own_response(proxy: Client, gateway: Gat
     assert "x-hop" not in content.headers
 
 
+@pytest.mark.one_store
 async def test_content_headers_are_bounded(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = answer({}, headers=[(f"x-{i}", "v" * 1000) for i in range(40)])
     path = await proxy.submit()
@@ -124,6 +126,7 @@ async def test_content_headers_are_bounded(proxy: Client, gateway: Gateway) -> N
     )
 
 
+@pytest.mark.one_store
 async def test_a_compressed_result_is_kept_decoded(proxy: Client, gateway: Gateway) -> None:
     import gzip
 
@@ -148,8 +151,11 @@ LARGE = [
 ]
 
 
-@pytest.mark.parametrize("body", LARGE, ids=["numbers", "escapes", "utf-8"])
-@pytest.mark.parametrize("size", [None, 1000, 100_000], ids=["at once", "in crumbs", "in chunks"])
+@pytest.mark.parametrize(
+    ("body", "size"),
+    list(zip(LARGE, (100_000, None, 1000), strict=True)),
+    ids=["numbers in chunks", "escapes at once", "utf-8 in crumbs"],
+)
 async def test_a_large_result_is_the_upstream_s_to_the_byte(
     proxy: Client, gateway: Gateway, body: bytes, size: int | None
 ) -> None:
@@ -166,6 +172,7 @@ async def test_a_large_result_is_the_upstream_s_to_the_byte(
         assert int(head.headers["Content-Length"]) == len(whole.body)
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("size", [None, 100_000], ids=["at once", "in chunks"])
 @pytest.mark.parametrize("at", [0.01, 0.5, 0.999])
 async def test_a_large_answer_that_is_not_json_is_a_failure_that_says_where(
@@ -200,6 +207,7 @@ async def test_half_a_surrogate_pair_is_json(proxy: Client, gateway: Gateway) ->
     assert gateway.received[0].body == b'{"model":"m","input":"cut \\ud83d"}'
 
 
+@pytest.mark.one_store
 async def test_what_the_upstream_gets(proxy: Client, gateway: Gateway) -> None:
     body = b'{"model": "m",  "input": "caf\xc3\xa9", "user": 1.50}'
     path = await proxy.submit(
@@ -234,6 +242,7 @@ async def test_what_the_upstream_gets(proxy: Client, gateway: Gateway) -> None:
         assert got.all(gone) == []
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize(
     ("asked", "seconds"),
     [
@@ -278,6 +287,7 @@ async def test_only_the_submitter_sees_a_job(proxy: Client, gateway: Gateway) ->
     assert (await proxy.get(path, headers=ALICE)).status == 200
 
 
+@pytest.mark.one_store
 @pytest.mark.parametrize("header", ["x-bf-vk", "x-api-key", "api-key", "x-goog-api-key"])
 async def test_the_same_key_is_the_same_credential(proxy: Client, header: str) -> None:
     path = await proxy.submit(headers=ALICE)

@@ -197,7 +197,6 @@ async def test_a_404_of_the_upstream_says_where_that_is(
         assert "base_url" not in second
 
 
-@pytest.mark.one_store
 @pytest.mark.parametrize("escaped", [False, True])
 async def test_a_key_in_a_path_is_masked(
     proxy: Client, gateway: Gateway, caplog: pytest.LogCaptureFixture, *, escaped: bool
@@ -208,7 +207,6 @@ async def test_a_key_in_a_path_is_masked(
     assert fields(caplog, "request")["path"] == "/v1/key/***/info"
 
 
-@pytest.mark.one_store
 async def test_a_host_application_s_formatter_has_the_fields_too(
     proxy: Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -248,7 +246,6 @@ async def test_an_upstream_that_quotes_credentials_does_not_bring_them_into_the_
     assert {key, "in-the-query"} <= watch.secrets
 
 
-@pytest.mark.one_store
 @pytest.mark.parametrize(
     "head",
     [
@@ -267,7 +264,6 @@ async def test_what_is_no_request_is_quoted_nowhere(proxy: Client, watch: Watch,
     assert KEY not in answered.decode() + "\n".join(watch.written)
 
 
-@pytest.mark.one_store
 @pytest.mark.parametrize(
     "head",
     [

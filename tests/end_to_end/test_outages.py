@@ -20,7 +20,7 @@ async def upstream_of(proxy: Client) -> Any:
 
 
 async def until_away(proxy: Client) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (await upstream_of(proxy))["status"] != "away":
             await asyncio.sleep(0.005)
 
@@ -130,6 +130,7 @@ async def test_a_rate_limit_costs_no_job(start: Start, gateway: Gateway) -> None
     assert late_refusals < 50, "the pace is found by then"
 
 
+@pytest.mark.one_store
 async def test_a_quota_that_is_used_up_fails_after_one_call(proxy: Client, gateway: Gateway) -> None:
     body = {"error": {"message": "You exceeded your current quota.", "code": "insufficient_quota"}}
     gateway.behaviour = answer(body, status=429)

@@ -31,12 +31,12 @@ class Process:
 
     async def line(self) -> str:
         assert self.process.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             return (await self.process.stdout.readline()).decode().rstrip("\n")
 
     async def end(self) -> tuple[int, str, str]:
         """The exit code, the rest of stdout, and stderr."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             out, err = await self.process.communicate()
         assert self.process.returncode is not None
         return self.process.returncode, out.decode(), err.decode()
@@ -248,6 +248,7 @@ async def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 async def test_check_prints_the_effective_config_without_secrets(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
+        "listen: 127.0.0.1:0\n"
         "upstreams:\n  - base_url: http://gateway/v1\n    headers: {Authorization: 'Bearer ${KEY}'}\n"
         f"auth: {{keys: ['{SECRET}']}}\n"
     )
@@ -261,6 +262,7 @@ async def test_check_prints_the_effective_config_without_secrets(tmp_path: Path)
 async def test_a_key_that_everybody_uses_is_worth_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
     path.write_text(
+        "listen: 127.0.0.1:0\n"
         "upstreams:\n  - base_url: http://gateway/v1\n    headers: {X-API-Key: sk-gateway}\n"
     )
     code, _, err = await run("check", "--config", str(path))

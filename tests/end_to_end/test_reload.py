@@ -46,6 +46,7 @@ async def reconfigure(proxy: Client, *upstreams: dict[str, Any], **sections: Any
     return await proxy.parts.reconfigure(config)
 
 
+@pytest.mark.one_store
 async def test_new_requests_go_where_the_new_configuration_says(
     start: Start, gateway: Gateway, other: Gateway
 ) -> None:
@@ -97,6 +98,7 @@ async def test_the_same_name_with_another_address_is_another_upstream(
     assert len(gateway.received) == 1
 
 
+@pytest.mark.one_store
 async def test_an_upstream_that_stays_keeps_its_connections(
     start: Start, gateway: Gateway, other: Gateway
 ) -> None:
@@ -179,6 +181,7 @@ async def test_deadlines_and_ttls_change(proxy: Client, gateway: Gateway) -> Non
     assert round(seconds["expires_at"] - seconds["completed_at"]) % 60 == 7
 
 
+@pytest.mark.one_store
 async def test_the_relay_holds_as_it_is_told_now(proxy: Client, gateway: Gateway) -> None:
     gateway.behaviour = hang
     jobs = {"relay_hold": "1ms", "relay_max_hops": 1}
@@ -188,6 +191,7 @@ async def test_the_relay_holds_as_it_is_told_now(proxy: Client, gateway: Gateway
     assert (await proxy.get(hop.location)).code == "still_running"
 
 
+@pytest.mark.one_store
 async def test_keys_change(start: Start, gateway: Gateway) -> None:
     proxy = await start(auth={"keys": ["sk-first"]})
     first, second = {"x-api-key": "sk-first"}, {"x-api-key": "sk-second"}
@@ -266,7 +270,7 @@ class Reloading(Process):
 
     async def logged(self, part: str) -> str:
         assert self.process.stderr is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while line := (await self.process.stderr.readline()).decode():
                 self.lines.append(line)
                 if part in line:
@@ -396,7 +400,7 @@ async def test_a_reload_under_load_loses_nothing(
 
 async def until(condition: Callable[[], bool], load: Sequence[asyncio.Future[None]]) -> None:
     """Wait until something holds, while the load goes on."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not condition():
             for task in load:
                 if task.done():

@@ -40,7 +40,6 @@ async def asked(proxy: Client, line: str, head: str = "") -> tuple[int, bytes]:
         ("GET /\x01", 400, "invalid_request"),
     ],
 )
-@pytest.mark.one_store
 async def test_what_is_refused_is_refused_in_our_shape(
     proxy: Client, gateway: Gateway, line: str, status: int, code: str
 ) -> None:
@@ -64,7 +63,6 @@ async def test_what_is_refused_is_refused_in_our_shape(
         ("/v1//models/", "/v1//models/"),
     ],
 )
-@pytest.mark.one_store
 async def test_dots_are_resolved_before_a_path_goes_upstream(
     proxy: Client, gateway: Gateway, target: str, sent: str
 ) -> None:
@@ -73,7 +71,6 @@ async def test_dots_are_resolved_before_a_path_goes_upstream(
     assert [request.target for request in gateway.received] == [sent]
 
 
-@pytest.mark.one_store
 async def test_dots_do_not_leave_the_path_of_an_upstream(start: Start, gateway: Gateway) -> None:
     gateway.behaviour = answer({"passed": True})
     proxy = await start(upstream={"base_url": f"{gateway.url}/tenants/7/v1"})
@@ -82,7 +79,6 @@ async def test_dots_do_not_leave_the_path_of_an_upstream(start: Start, gateway: 
     assert [request.target for request in gateway.received] == ["/tenants/7/v1/models"]
 
 
-@pytest.mark.one_store
 async def test_a_body_goes_upstream_though_its_target_was_resolved(
     proxy: Client, gateway: Gateway
 ) -> None:
@@ -97,7 +93,6 @@ async def test_a_body_goes_upstream_though_its_target_was_resolved(
 @pytest.mark.parametrize("before", ["", "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n"])
 @pytest.mark.parametrize("method", ["FOO", "GETX", "M-SEARCH", "X.Y!", "V" * 64])
 @pytest.mark.parametrize("pieces", [1, 2])
-@pytest.mark.one_store
 async def test_any_method_passes_through(
     proxy: Client, gateway: Gateway, method: str, before: str, pieces: int
 ) -> None:
@@ -114,11 +109,12 @@ async def test_any_method_passes_through(
         writer.write(head.encode() + body)
     else:
         writer.write(head.encode())
-        async with asyncio.timeout(20):
-            while not proxy.parts.pass_through.under_way:
-                await asyncio.sleep(0)
+        while not proxy.parts.pass_through.under_way:
+            await asyncio.sleep(0)
         writer.write(body)
-    assert (await reader.read()).endswith(b'{"passed": true}'), "and the connection closes"
+    await reader.readuntil(b'{"passed": true}')
+    if method != "M-SEARCH":  # the parser knows that one, and the connection stays open
+        assert await reader.read() == b""
     (got,) = gateway.received
     assert (got.method, got.target, got.header("X-A"), got.body) == (
         method,
@@ -129,7 +125,6 @@ async def test_any_method_passes_through(
     writer.close()
 
 
-@pytest.mark.one_store
 async def test_another_method_of_a_path_of_ours_is_refused(proxy: Client) -> None:
     assert (await asked(proxy, "FOO /v1/async/embeddings"))[0] == 405
 
@@ -137,7 +132,6 @@ async def test_another_method_of_a_path_of_ours_is_refused(proxy: Client) -> Non
 @pytest.mark.parametrize(
     "line", ["FOO", "FOO /", "FOO / HTTP/2.0", "F(O / HTTP/1.1", "V" * 65 + " / HTTP/1.1"]
 )
-@pytest.mark.one_store
 async def test_what_is_no_request_line_is_refused(proxy: Client, gateway: Gateway, line: str) -> None:
     assert (await proxy.raw(f"{line}\r\nHost: x\r\n\r\n".encode())).startswith(b"HTTP/1.0 400 ")
     smuggled = "GET /admin HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -161,7 +155,6 @@ async def test_what_is_no_request_line_is_refused(proxy: Client, gateway: Gatewa
         b"GET /?sk-secret-" + b"x" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-@pytest.mark.one_store
 async def test_what_cannot_be_read_is_not_quoted(
     proxy: Client, caplog: Any, request_bytes: bytes
 ) -> None:

@@ -83,6 +83,7 @@ async def test_without_a_trace_of_the_client_there_is_a_new_one_and_the_log_has_
     assert trace_id(gateway.received[0].header("traceparent")) in ids
 
 
+@pytest.mark.one_store
 async def test_a_refused_submit_is_a_failed_span(
     spans: InMemorySpanExporter, proxy: Client, gateway: Gateway
 ) -> None:
@@ -93,6 +94,7 @@ async def test_a_refused_submit_is_a_failed_span(
     assert dict(refused.attributes or {})["error.type"] == "idempotency_key_reused"
 
 
+@pytest.mark.one_store
 async def test_what_passes_through_has_a_span_too(
     spans: InMemorySpanExporter, proxy: Client, gateway: Gateway
 ) -> None:

@@ -272,7 +272,7 @@ async def test_a_node_beside_a_newer_one_takes_no_turn_from_it(
     newer = await newer_node(lab, monkeypatch)
     claimed = asyncio.ensure_future(newer.claim(UPSTREAM))
     idle = lab.key(f"idle:{UPSTREAM}")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await lab.redis.scard(idle) < 2:
             await asyncio.sleep(0)
         await lab.submit(old, "a")

@@ -91,7 +91,7 @@ async def own_lab() -> AsyncIterator[Lab]:
 
 
 async def until(true: Callable[[], Awaitable[bool]]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not await true():
             await asyncio.sleep(0.005)
 
@@ -110,7 +110,7 @@ async def back(store: RedisStore) -> None:
 
 
 async def claims(store: RedisStore) -> Claim:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         return await store.claim(UPSTREAM)
 
 
@@ -180,7 +180,7 @@ async def test_a_waiter_hears_of_a_finish_on_another_node(lab: Lab) -> None:
     claim = await claims(a)
     outcome = completed(claim.job, lab.clock)
     assert await a.finish(claim.job, outcome)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await waiting == outcome
 
 
@@ -190,7 +190,7 @@ async def test_a_waiter_hears_of_a_delete_on_another_node(lab: Lab) -> None:
     waiting = asyncio.ensure_future(b.wait("a", 60))
     await b.usage()
     assert await a.delete("a")
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert await waiting is None
 
 
@@ -358,7 +358,7 @@ async def test_a_large_request_goes_its_way(lab: Lab) -> None:
     hearing = asyncio.ensure_future(a.wait("a", 60))
     await a.usage()
     assert await b.finish(claim.job, outcome)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         heard = await hearing
     for found in (heard, await a.get("a")):
         assert isinstance(found, Outcome)
@@ -605,7 +605,7 @@ async def test_a_waiter_hears_what_was_said_while_its_node_was_cut_off(lab: Lab)
     claim = await claims(b)
     a._node.link._lines._ear._writer.transport.abort()  # type: ignore[union-attr]
     assert await lab.finish(b, claim)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert isinstance(await waiting, Outcome)
 
 
@@ -649,7 +649,7 @@ async def test_redis_dies_and_comes_back_with_all_that_was_accepted(own_lab: Lab
     assert isinstance(await b.get(done.job.id), Outcome)
     assert await b.get("refused") is None
     assert await lab.finish(a, running)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert isinstance(await waiting, Outcome)
     await lab.submit(a, "later")
     assert (await claiming).job.id == "later"

@@ -188,7 +188,7 @@ async def test_a_commit_does_not_wait_until_no_more_comes(
     path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("asyncproxy.stores.sqlite.writer._GATHER_S", 0.0)
-    async with opened(path, clock) as store, asyncio.timeout(20):
+    async with opened(path, clock) as store, asyncio.timeout(60):
         creating: list[asyncio.Future[Any]] = []
         while not creating or not creating[0].done():
             create = store.create(job(str(len(creating)), clock=clock), CALL)
@@ -588,7 +588,7 @@ async def test_a_client_that_leaves_and_comes_again_finds_its_job(path: Path, cl
         await store._loaded.wait()
         holding = store._writer.do(lambda _: go_on.wait(10))
         first = asyncio.ensure_future(store.create(job("a", clock=clock), CALL, alias))
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not len(store._live):
                 await asyncio.sleep(0)
         first.cancel()

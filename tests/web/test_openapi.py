@@ -291,10 +291,10 @@ def url() -> Iterator[str]:
     started: Queue[tuple[str, Callable[[], object]]] = Queue()
     thread = threading.Thread(target=lambda: asyncio.run(serve(started)), daemon=True)
     thread.start()
-    url, stop = started.get(timeout=20)
+    url, stop = started.get(timeout=60)
     yield url
     stop()
-    thread.join(20)
+    thread.join(60)
     assert not thread.is_alive()
 
 

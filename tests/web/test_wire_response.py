@@ -43,7 +43,7 @@ class Server:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(b"".join(requests))
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 return await reader.read()
         finally:
             writer.close()

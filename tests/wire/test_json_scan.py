@@ -141,7 +141,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 
 
 @given(TEXTS, WINDOWS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_every_member_is_found_where_it_stands(text: bytes, window: int) -> None:
     with windows_of(window):
         found = read(text)
@@ -150,7 +150,7 @@ def test_every_member_is_found_where_it_stands(text: bytes, window: int) -> None
 
 
 @given(mutated(), WINDOWS)
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=80, deadline=None)
 @example(b'{"a":1,}', 8)
 @example(b'{,"a":1}', 8)
 @example(b'{"a" 1}', 8)
@@ -193,7 +193,7 @@ def test_it_agrees_with_the_json_module_on_broken_texts(text: bytes, window: int
 
 
 @given(st.lists(VALUES | deep(), max_size=6), st.text(max_size=3), WINDOWS)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_item_is_found_where_it_stands(values: list[str], before: str, window: int) -> None:
     texts = [value.encode() for value in values]
     array = b"[" + b" ,\n".join(texts) + b"]"
