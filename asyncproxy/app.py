@@ -1,4 +1,4 @@
-"""The composition root: the parts are made, joined, and opened and closed around one yield."""
+"""The composition root: makes the parts, joins them, opens and closes them around one ``yield``."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ __all__ = ["PROXY", "Proxy", "build_app", "compose", "make_store", "setup"]
 
 @dataclass(slots=True)
 class Proxy:
-    """The parts of a running proxy, and the configuration that they have."""
+    """The parts of a running proxy, and the configuration that they work by."""
 
     config: Config
     observer: Observer
@@ -76,7 +76,7 @@ class Proxy:
     async def running(self) -> AsyncIterator[None]:
         """Open the parts for the length of a ``with``, and close them in reverse."""
         async with AsyncExitStack() as stack:
-            # Last, in a thread: what is left goes out over the network.
+            # The tracer closes last, in a thread: it sends the remaining spans over the network.
             stack.push_async_callback(asyncio.to_thread, self.tracer.close)
             await stack.enter_async_context(measuring_lag(self.metrics.loop_lagged))
             await stack.enter_async_context(self.upstreams.connected())
@@ -92,13 +92,14 @@ class Proxy:
             yield
 
     async def reconfigure(self, config: Config) -> list[str]:
-        """Work by another configuration from now on; no connection, call or job is cut.
+        """Work by another configuration from now on. No connection, call or job is cut.
 
-        The keys whose change needs a restart: they stay as they were. If it raises, all does.
+        Returns the keys whose change needs a restart; these keep their old values. If an upstream
+        cannot be opened, this raises and the whole old configuration stays.
         """
         config, fixed = settings.as_far_as_it_can_change(self.config, config)
         following = await self.upstreams.prepare(settings.upstream_options(config))
-        # From here on nothing awaits, and nothing can fail: no request sees one half of it.
+        # From here on nothing awaits and nothing can fail: no request sees half a configuration.
         self.config = config
         self.upstreams.replace(following)
         self.routes.replace(settings.patterns(config))
@@ -117,10 +118,10 @@ PROXY: Final = web.AppKey("asyncproxy", Proxy)
 
 
 def build_app(config: Config) -> web.Application:
-    """The whole proxy as an application of aiohttp: the async paths, the gateway's, the pass-through.
+    """The whole proxy as an aiohttp application: the async paths, the relay, and the pass-through.
 
-    ``asyncproxy serve`` has the same routes on a server of its own, which does more: see
-    :mod:`asyncproxy.web.connection`.
+    ``asyncproxy serve`` serves the same routes from a server of its own, whose connections do more:
+    see :mod:`asyncproxy.web.connection`.
     """
     options = {**connection_options(config.client_timeout), "handler_cancellation": True}
     app = web.Application(handler_args=options)
@@ -132,9 +133,9 @@ def build_app(config: Config) -> web.Application:
 def setup(app: web.Application, config: Config) -> None:
     """Add the async paths and ``/-/`` to an application.
 
-    Adds routes and one cleanup context, keeps everything under the :data:`PROXY` key, and touches
-    nothing else: no middleware, so the host's routes are as they were, and the host's own
-    middlewares and signals see ours as any other.
+    Adds routes and one cleanup context, and keeps the proxy under the :data:`PROXY` key. Adds no
+    middleware, so the host's routes work as before. The host's middlewares and signals see our
+    responses as they see any other.
     """
     proxy = compose(config, whole=False)
     _add(app, proxy, proxy.table.routes)
@@ -147,7 +148,7 @@ def _add(app: web.Application, proxy: Proxy, routes: Iterable[Route]) -> None:
 
 
 def compose(config: Config, *, whole: bool = True) -> Proxy:
-    """A proxy that is not running yet. Not ``whole``: without the paths of the gateway."""
+    """A proxy that is not running yet. Not ``whole``: without header form, relay and pass-through."""
     metrics = Metrics()
     log = LogObserver(settings.base_urls(config))
     observer = Observers([log, metrics])
@@ -242,9 +243,9 @@ def compose(config: Config, *, whole: bool = True) -> Proxy:
 
 
 def make_store(config: Config) -> Store:
-    """The store that the URL names. Those that need a library are loaded only then.
+    """The store that ``store.url`` names. A store's library is imported only if the URL names it.
 
-    Raises :class:`StartupError`. A SQLite store that is new makes its key.
+    Makes the key file of a new SQLite store. Raises :class:`StartupError`.
     """
     store, limits = config.store, settings.limits(config)
     scheme, _, rest = store.url.partition(":")

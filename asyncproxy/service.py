@@ -1,4 +1,4 @@
-"""What can be done with jobs, by whatever path it is asked for: submit, find, wait, delete."""
+"""The operations on jobs, the same for every way in: submit, find, wait, delete."""
 
 from __future__ import annotations
 
@@ -36,31 +36,35 @@ __all__ = ["JobService", "Lifetimes", "Submitted", "shutting_down"]
 
 logger = logging.getLogger(__name__)
 
-# Bytes of a body that are hashed in one step, of a millisecond.
+# Bytes of a body that are hashed in one step. A step takes about a millisecond.
 _HASHED_AT_ONCE = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Lifetimes:
-    """How long results live after completion, and how long a client may wait for one, in seconds."""
+    """How long results live, and how long a client may wait for a job, in seconds."""
 
     default_s: int = 3600
+    """The lifetime of a result after completion, if the client asks for none."""
     max_s: int = 86400
+    """The longest lifetime that a client may ask for."""
     max_wait_s: float = 60.0
+    """The longest wait of a poll."""
 
 
 class Submitted(NamedTuple):
-    """A job, and whether it was there already."""
+    """The job of a request."""
 
     job: Job | Outcome
     replayed: bool
+    """Whether an earlier request has made the job."""
 
 
 class JobService:
-    """The operations on jobs that the API, the relay and the header form share.
+    """The operations on jobs that the async paths, the relay and the header form share.
 
-    ``clock`` gives seconds since the epoch, ``new_id`` the ids of jobs: unguessable, for an id is
-    all that protects a job which was submitted without a credential.
+    ``clock`` returns seconds since the epoch. ``new_id`` returns the id of a new job. Nobody may be
+    able to guess an id: nothing else protects a job that was submitted without a credential.
     """
 
     def __init__(
@@ -88,18 +92,18 @@ class JobService:
         self._heavy_work = heavy_work
         self.retry_after_s = dispatcher.retry_after_s
         self.read = store.read
-        self.waiting = 0  # clients that are held until a job ends
+        self.waiting = 0  # clients that wait for a job to end
 
     @property
     def draining(self) -> bool:
-        """Whether no job is taken any more: the proxy stops."""
+        """Whether the proxy stops and accepts no job any more."""
         return self._dispatcher.draining
 
     async def submit(self, endpoint: Endpoint, request: Request) -> Submitted:
         """Make a request a job, or find the job that its ``Idempotency-Key`` names.
 
-        Raises what :func:`submission.check` and :meth:`Store.create` do, :class:`ModelNotFound`, and
-        :class:`ShuttingDown`.
+        Raises :class:`ModelNotFound`, :class:`ShuttingDown`, and the errors of
+        :func:`submission.check` and :meth:`Store.create`.
         """
         head = request.head
         asked = await self._check(endpoint, request)
@@ -112,7 +116,7 @@ class JobService:
     async def submit_relayed(
         self, endpoint: Endpoint, request: Request, *, is_retry: bool
     ) -> Submitted:
-        """Make a relayed request a job, or find the job of the same request before it.
+        """Make a relayed request a job, or find the job of an equal earlier request.
 
         ``is_retry``: the client says that it has sent this request before. Raises as :meth:`submit`.
         """
@@ -138,7 +142,7 @@ class JobService:
     async def _create(
         self, endpoint: Endpoint, request: Request, asked: Submission, alias: Alias | None
     ) -> Submitted:
-        if self._dispatcher.draining:  # it may have begun while the body was read
+        if self._dispatcher.draining:  # the stop may have begun while the body was read
             raise shutting_down()
         head = request.head
         span = self._tracer.start(
@@ -176,22 +180,25 @@ class JobService:
         self._observer.submit_refused(SubmitRefused(endpoint.name, error.code))
 
     async def find(self, endpoint: Endpoint, caller: Caller, job_id: str) -> Job | Outcome:
-        """A job, for the caller that may see it. Raises :class:`JobNotFound` for all others."""
+        """The job, if ``caller`` may see it. Raises :class:`JobNotFound` otherwise."""
         job = await self._store.get(job_id)
         owner = b"" if job is None else job.credential
         allowed = credentials.same(owner or caller.digest, caller.digest)
         if caller.credential:
-            for key in self._older_keys:  # a job from before the keys were rotated
+            for key in self._older_keys:  # the job may be older than the newest key
                 allowed |= credentials.same(owner, credentials.digest(caller.credential, key))
         if job is None or not allowed or job.endpoint != endpoint.name:
             raise not_found()
         return job
 
     async def wait(self, job: Job | Outcome, timeout_s: float) -> Job | Outcome:
-        """``job`` as soon as it is terminal, or as it is after ``timeout_s``."""
+        """``job`` as soon as it is terminal, or its state after ``timeout_s``.
+
+        Raises :class:`JobNotFound` if the job is deleted meanwhile.
+        """
         if isinstance(job, Outcome):
             return job
-        outcome = "gone"  # the client, until we know better
+        outcome = "gone"  # if the wait is cancelled, the client has gone
         self.waiting += 1
         try:
             now = await self._store.wait(job.id, timeout_s)
@@ -204,24 +211,28 @@ class JobService:
         return now
 
     def waiting_time(self, *, query: str | None, prefer: str | None) -> float | None:
-        """Seconds to wait for a client that says so in ``?wait=`` or ``Prefer``. None: it does not."""
+        """Seconds that a client asks to wait, in ``?wait=`` or ``Prefer``. None: it does not ask."""
         if query is None and prefer is None:
             return None
         return preferences.wait(query, prefer, max_s=self.lifetimes.max_wait_s)
 
     async def delete(self, job: Job | Outcome) -> None:
-        """Forget a job, and stop its call. Raises :class:`JobNotFound` if it is gone already."""
+        """Delete a job and abort its call. Raises :class:`JobNotFound` if the job is already gone."""
         if not await self._store.delete(job.id):
             raise not_found()
         if isinstance(job, Job):
             self._dispatcher.abort(job.id)
 
     async def delivered(self, outcome: Outcome, keep_s: float) -> None:
-        """Note that the client of a relayed request has its answer: the next one is a new request."""
+        """Let the next equal relayed request be a new job: the client has the response of this one.
+
+        The result is kept for ``keep_s`` more, at most.
+        """
         try:
             await self._store.retire(outcome, keep_s)
         except (StoreUnavailable, StoreFull) as error:
-            # The answer is written, so this is none; the next equal request gets the same result.
+            # The response is already written, so the client cannot be told. The next equal request
+            # gets the same result.
             logger.warning("job %s: that it was delivered is not noted: %s", outcome.id, error.detail)
 
     def _job(self, endpoint: Endpoint, head: RequestHead, asked: Submission, traceparent: str) -> Job:
@@ -244,15 +255,16 @@ class JobService:
         )
 
     async def _identify(self, asked: Submission, request: Request, *parts: bytes) -> bytes:
-        """The hash of ``parts`` and of what tells the body from others."""
+        """The hash of ``parts`` and of the body. A form's boundary is random, so it is left out."""
         body = memoryview(request.body)
         contents = (body[start:end] for start, end in asked.contents or ((0, len(body)),))
         return await self._heavy_work.run(self._hash(*parts, *contents))
 
     def _hash(self, *parts: bytes | memoryview) -> Steps[bytes]:
-        """16 bytes that stand for ``parts``: each with its length, so that they cannot run together.
+        """The keyed hash of ``parts``, 16 bytes. Each part is hashed with its length before it.
 
-        Keyed: what is kept of a request must not let anybody find out its text by trying.
+        Without the lengths, ``ab, c`` and ``a, bc`` would have one hash. Without the key, whoever reads
+        the store could find out a request's text by trying.
         """
         digest = blake2b(digest_size=16, key=self._key)
         for part in parts:
@@ -265,10 +277,10 @@ class JobService:
 
 
 def not_found() -> JobNotFound:
-    """The one answer for a job that is unknown, expired, deleted, or another's."""
+    """The same error for a job that is unknown, expired, deleted, or another client's."""
     return JobNotFound("job not found or expired")
 
 
 def shutting_down() -> ShuttingDown:
-    """The error of a request that comes while the proxy stops."""
+    """The error for a request that comes while the proxy stops."""
     return ShuttingDown("The proxy is shutting down. Try again in a moment.")

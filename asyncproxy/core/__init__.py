@@ -1,4 +1,4 @@
-"""What a job is: its states, its outcome, what can go wrong with it, what there is to observe.
+"""What a job is: its states, its outcome, its errors, and the events that observers see.
 
 Pure data and rules. Nothing here does I/O, reads a clock or knows HTTP.
 May import: nothing of ours.

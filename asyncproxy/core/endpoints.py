@@ -1,4 +1,4 @@
-"""The endpoints that have an async twin: the wire contract, section 2. Pure."""
+"""The endpoints that have an async form: the wire contract, section 2. Pure."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ __all__ = ["ENDPOINTS", "Endpoint"]
 
 
 class Endpoint(msgspec.Struct, frozen=True):
-    """What is particular about one endpoint."""
+    """The rules of one endpoint."""
 
     name: str
     """The path under ``/v1/``."""
     request_type: str
-    """What Bifrost calls a request to it."""
+    """Bifrost's name for a request to the endpoint."""
     needs_one_of: tuple[str, ...] = ()
-    """Fields of which a JSON body needs one beside ``model``. An error names the first."""
+    """A JSON body needs ``model`` and one of these fields. An error names the first of them."""
     parts: tuple[str, ...] = ()
-    """Parts that a form needs beside ``model``."""
+    """A form needs ``model`` and each of these parts."""
     streams: bool = True
-    """Whether ``stream`` and ``stream_format`` ask for a stream. Elsewhere they are sent on."""
+    """Whether ``stream`` and ``stream_format`` ask for a stream. False: they go upstream unread."""
     repeatable: bool = False
-    """Equal requests have equal answers."""
+    """Whether equal requests get equal responses."""
     media: bool = False
-    """The answer may be something other than JSON."""
+    """Whether the response may be something other than JSON."""
 
     @property
     def sync_path(self) -> str:
@@ -43,7 +43,7 @@ class Endpoint(msgspec.Struct, frozen=True):
 ENDPOINTS: Final = {
     endpoint.name: endpoint
     for endpoint in (
-        # `messages` in place of `input` is vLLM's, for models that embed a conversation.
+        # vLLM takes `messages` in place of `input`, for models that embed a conversation.
         Endpoint(
             "embeddings",
             "embedding",

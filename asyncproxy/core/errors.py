@@ -1,9 +1,9 @@
-"""Every error this package raises, and what each means to a client.
+"""Every error that this package raises, with the status and the code that a client sees.
 
     AsyncProxyError
     ├── ConfigError                 a command line or configuration that cannot be used (exit 2)
     ├── StartupError                a proxy that cannot start (exit 1)
-    ├── IllegalTransition           a job asked to make a step that the table in jobs.py forbids
+    ├── IllegalTransition           a step of a job that the table in jobs.py forbids
     └── ApiError                    answered to a client, or recorded as the outcome of a job
         ├── InvalidJson                 400 invalid_json
         ├── InvalidForm                 400 invalid_form
@@ -28,7 +28,7 @@
         ├── StoreUnavailable            503 store_unavailable
         ├── ShuttingDown                503 shutting_down
         ├── StillRunning                503 still_running
-        └── CallError                   a call to an upstream that brought no usable answer
+        └── CallError                   a call to an upstream that brought no usable response
             ├── Interrupted                 500 interrupted
             ├── UpstreamUnreachable         502 upstream_unreachable
             ├── InvalidUpstreamResponse     502 invalid_upstream_response
@@ -36,7 +36,7 @@
             ├── UpstreamTimeout             504 upstream_timeout
             └── DeadlineExceeded            504 deadline_exceeded
 
-A message says what was wrong and what would be right. It never holds a credential or an internal
+A message says what was wrong and what would be right. No message holds a credential or an internal
 address.
 """
 
@@ -86,13 +86,13 @@ __all__ = [
 
 
 class AsyncProxyError(Exception):
-    """Base of everything this package raises."""
+    """The base of every error that this package raises."""
 
 
 class ConfigError(AsyncProxyError):
     """A configuration that cannot be used.
 
-    ``problems`` holds one line each: the path of the key, what was found, what would be right.
+    ``problems`` has one line per problem: the path of the key, its value, and what would be right.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
@@ -105,25 +105,26 @@ class StartupError(AsyncProxyError):
 
 
 class IllegalTransition(AsyncProxyError):
-    """A job was asked to make a step that its state does not allow. Nothing has changed."""
+    """A job was asked to make a step that its state does not allow. The job has not changed."""
 
 
 class ApiError(AsyncProxyError):
     """An error with a status, a type and a code (the wire contract, section 8).
 
-    ``headers`` are further response headers (``Retry-After``, ``Allow``); ``close`` says that the
-    connection cannot be used again, because the rest of the request is still to come. ``provider``
-    and ``model`` are what is known of the request by whoever lets the error pass; ``detail`` is for
-    the log only, and may name an address.
+    ``headers`` are further response headers (``Retry-After``, ``Allow``).
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     type: ClassVar[str] = "server_error"
     close: bool = False
+    """Whether the connection closes after the response: the rest of the request is still to come."""
     provider: str = ""
+    """The name of the upstream, if it is known."""
     model: str = ""
+    """The model that the request names, if it is known."""
     detail: str = ""
+    """For the log only: unlike the message, it may name an address."""
 
     def __init__(
         self,
@@ -163,7 +164,7 @@ class StreamingNotSupported(_InvalidRequestError):
 
 
 class InvalidRequest(_InvalidRequestError):
-    """A request that is not HTTP, or that cannot be sent on as it is."""
+    """A request that is not valid HTTP, or that cannot be forwarded as it is."""
 
     status, code = 400, "invalid_request"
     close = True
@@ -229,7 +230,7 @@ class IdempotencyKeyReused(_InvalidRequestError):
 
 
 class _RetryLaterError(ApiError):
-    """Pressure: nothing has changed, and the same request may succeed ``retry_after_s`` later."""
+    """Nothing has changed, and the same request may succeed after ``retry_after_s``."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message, headers=(("Retry-After", str(retry_after_s)),))
@@ -242,7 +243,7 @@ class _RetryLaterError(ApiError):
 
 
 class TooManyJobs(_RetryLaterError):
-    """A credential has ``limit`` live jobs already."""
+    """The credential already has ``limit`` live jobs."""
 
     status, code, type = 429, "too_many_jobs", "rate_limit_error"
 
@@ -258,7 +259,7 @@ class InternalError(ApiError):
 
 
 class Overloaded(_RetryLaterError):
-    """More is asked for at once than the proxy takes: jobs if no ``message`` says otherwise."""
+    """More requests at once than the proxy takes. Without a ``message``: too many live jobs."""
 
     status, code = 503, "overloaded"
 
@@ -272,7 +273,7 @@ class Overloaded(_RetryLaterError):
 
 
 class StoreFull(_RetryLaterError):
-    """The store has no room. ``detail`` says more, for the log."""
+    """The store has no room. ``detail`` says why, for the log."""
 
     status, code = 503, "store_full"
 
@@ -282,7 +283,7 @@ class StoreFull(_RetryLaterError):
 
 
 class StoreUnavailable(_RetryLaterError):
-    """The store is out of reach, or does not do what it should; ``detail`` says more, for the log."""
+    """The store is out of reach, or does not work as it should. ``detail`` says why, for the log."""
 
     status, code = 503, "store_unavailable"
 
@@ -296,7 +297,7 @@ class StillRunning(_RetryLaterError):
 
 
 class CallError(ApiError):
-    """A call to an upstream that brought no usable answer."""
+    """A call to an upstream that brought no usable response."""
 
 
 class Interrupted(CallError):
@@ -304,15 +305,14 @@ class Interrupted(CallError):
 
 
 class UpstreamUnreachable(CallError):
-    """The call brought no answer.
-
-    ``delivered``: whether any of the request may have reached the upstream. It may have been what broke
-    the upstream then. False for a connection that was refused or not taken, a name that does not
-    resolve, no route, TLS.
-    """
+    """The call brought no response."""
 
     status, code = 502, "upstream_unreachable"
     delivered: bool = True
+    """Whether any of the request may have reached the upstream, and may have broken it.
+
+    False if no connection was made: refused, not accepted, no such name, no route, TLS failed.
+    """
 
 
 class InvalidUpstreamResponse(CallError):

@@ -1,8 +1,8 @@
-"""What there is to observe. Whoever looks on gets a frozen event, and nothing else of us.
+"""The events that observers get: frozen data, and no access to the parts of the proxy.
 
-Durations are in seconds. ``endpoint`` and ``upstream`` are names of the configuration, and every
-``code``, ``outcome`` and ``reason`` is one of a set of ours, so they may be labels of a metric.
-``model``, ``path``, ``method``, ids and ``detail`` may not: clients or upstreams have a say in them.
+Durations are in seconds. ``endpoint`` and ``upstream`` are names from the configuration, and ``code``,
+``outcome`` and ``reason`` come from small fixed sets, so all of them may be labels of a metric.
+``model``, ``path``, ``method``, ids and ``detail`` may not: clients or upstreams can choose their text.
 """
 
 from __future__ import annotations
@@ -45,57 +45,57 @@ class JobSubmitted(msgspec.Struct, frozen=True, gc=False):
 
 
 class SubmitRefused(msgspec.Struct, frozen=True, gc=False):
-    """A request did not become a job; ``code`` is that of its error."""
+    """A request did not become a job."""
 
     endpoint: str
     code: str
+    """The code of the error that the client got."""
 
 
 class JobStarted(msgspec.Struct, frozen=True, gc=False):
-    """A job was claimed for the first time, ``queued_s`` after its submission."""
+    """A job was claimed for the first time."""
 
     job_id: str
     endpoint: str
     upstream: str
     queued_s: float
+    """From the submission to the claim."""
 
 
 class CallEnded(msgspec.Struct, frozen=True, gc=False):
-    """An attempt at a job has ended.
-
-    ``outcome`` is the class of the upstream's status (``2xx``), the code of an error of ours, or
-    ``aborted``: its job was deleted, or the proxy stops.
-    """
+    """A call for a job has ended."""
 
     job_id: str
     endpoint: str
     upstream: str
     attempt: int
     outcome: str
+    """The class of the upstream's status (``2xx``), the code of the proxy's own error, or ``aborted``.
+
+    ``aborted``: the job was deleted, or the proxy stops.
+    """
     duration_s: float
 
 
 class Retried(msgspec.Struct, frozen=True, gc=False):
-    """A job will be tried again in ``delay_s``.
-
-    ``reason`` is the upstream's status, one of those worth a retry, or the code of an error of ours.
-    """
+    """A job will be sent again after ``delay_s``."""
 
     job_id: str
     upstream: str
     reason: str
+    """The upstream's status, if it is worth a retry, or the code of the proxy's own error."""
     delay_s: float
 
 
 class FellBack(msgspec.Struct, frozen=True, gc=False):
-    """A job goes on with the next of its models, for ``upstream`` has failed it."""
+    """A job goes on with its next model, because ``upstream`` failed with the one before."""
 
     job_id: str
     upstream: str
 
 
 class Paused(msgspec.Struct, frozen=True, gc=False):
-    """The jobs of an upstream, a model and a credential wait for ``delay_s``: a rate limit."""
+    """A rate limit: the jobs of an upstream, a model and a credential wait for ``delay_s``."""
 
     upstream: str
     delay_s: float
@@ -108,128 +108,129 @@ class JobFinished(msgspec.Struct, frozen=True, gc=False):
     endpoint: str
     upstream: str
     model: str
-    """The client's text, as is ``request_id``."""
+    """The client's text."""
     status: JobStatus
     status_code: int
     code: str
-    """That of an error of ours. Empty if the upstream's answer is the outcome."""
+    """The code of the proxy's own error. Empty if the upstream's response is the outcome."""
     attempts: int
-    """Calls that count against the limit of retries."""
+    """Calls that count against the retry limit."""
     total_s: float
+    """From the submission to the outcome."""
     call_s: float
-    """Of the last call."""
+    """The duration of the last call."""
     result_bytes: int
-    """Of the upstream's answer."""
+    """The size of the upstream's response body."""
     detail: str = ""
-    """Of an error of ours; unlike what the client sees, it may name an address."""
+    """Details of the proxy's own error, for the log. Unlike the message, they may name an address."""
     queued_s: float = 0.0
     """From the submission to the last call."""
     held_s: float = 0.0
-    """How much of it the job waited for an upstream that was away or limited its rate."""
+    """The part of ``queued_s`` in which the upstream was away or limited its rate."""
     request_id: str = ""
+    """The client's text."""
     trace_id: str = ""
     calls: int = 0
-    """Calls that were made, those that a rate limit refused included."""
+    """Calls that were made, including those that a rate limit refused."""
     client: str = ""
     """The fingerprint of the credential."""
     request_bytes: int | None = None
-    """Of the request's body. None if the job ended without a call, as of ``inputs``."""
+    """The size of the request body. None if the job ended without a call."""
     inputs: int | None = None
-    """Inputs of a request for embeddings. None if there are none, or it takes long to count them."""
+    """How many inputs an embeddings request has. None for other requests, large ones, and no call."""
     upstream_code: str = ""
     """The code in the upstream's error."""
     upstream_message: str = ""
-    """What the upstream says of a failure. It may quote the input of the request."""
+    """The upstream's error message. It may quote the input of the request."""
 
 
 class UpstreamAway(msgspec.Struct, frozen=True, gc=False):
-    """An upstream takes no calls: since now, or still after ``away_s``.
-
-    ``reason`` is the status or the code that was seen last. ``waiting`` is how many jobs wait in the
-    store, None if the store does not say.
-    """
+    """An upstream takes no calls."""
 
     upstream: str
     reason: str
+    """The last status of the upstream, or the code of the last error."""
     away_s: float
+    """How long the upstream has been away. 0 when the outage begins."""
     waiting: int | None
+    """How many jobs wait in the store. None: the store does not say."""
 
 
 class UpstreamBack(msgspec.Struct, frozen=True, gc=False):
-    """An upstream takes calls again, after ``away_s``. ``waiting`` is as in :class:`UpstreamAway`."""
+    """An upstream takes calls again."""
 
     upstream: str
     away_s: float
+    """How long the upstream was away."""
     waiting: int | None
+    """How many jobs wait in the store. None: the store does not say."""
 
 
 class RequestPassed(msgspec.Struct, frozen=True, gc=False):
-    """A request has gone through to an upstream. ``path`` is the client's text, without its query.
-
-    ``outcome`` is ``ok``, ``client_gone``, ``upstream_broke`` (in the middle of the answer), or the
-    code of the error that was answered instead. ``status`` is 0 where nothing was answered.
-    ``sent_bytes`` are those of the answer's body, ``received_bytes`` those of the request's.
-    ``first_byte_s``: until the head of the answer left; None if none did. ``client`` is the fingerprint
-    of the credential.
-    """
+    """A request was passed through to an upstream."""
 
     method: str
     path: str
+    """The client's text, without the query."""
     upstream: str
     status: int
+    """The status that the client got. 0: the client got no response."""
     outcome: str
+    """``ok``, ``client_gone``, ``upstream_broke`` (within the response), or the code of the error."""
     sent_bytes: int
+    """Bytes of the response body that went to the client."""
     total_s: float
     request_id: str
     detail: str = ""
     received_bytes: int = 0
+    """Bytes of the request body."""
     first_byte_s: float | None = None
+    """Until the response head was sent. None: it was not sent."""
     trace_id: str = ""
     client: str = ""
+    """The fingerprint of the credential."""
 
 
 class WaitEnded(msgspec.Struct, frozen=True, gc=False):
-    """A client that was held until a job ends is held no more.
-
-    ``outcome`` is ``done``, ``timeout``, ``deleted`` (the job), or ``gone`` (the client).
-    """
+    """A client's wait for a job has ended."""
 
     endpoint: str
     outcome: str
+    """``done``, ``timeout``, ``deleted`` (the job was deleted), or ``gone`` (the client has gone)."""
 
 
 class RelayHop(msgspec.Struct, frozen=True, gc=False):
-    """A relayed request was redirected to go on waiting."""
+    """A relayed request was redirected, so that the client goes on waiting."""
 
     endpoint: str
 
 
 class StoreOperation(msgspec.Struct, frozen=True, gc=False):
-    """A store has done what it was asked for, or not: ``error`` is a code then, otherwise empty.
-
-    Of operations that wait by design, ``duration_s`` is None.
-    """
+    """An operation of the store has ended."""
 
     operation: str
     duration_s: float | None
+    """None for an operation that waits by design."""
     error: str = ""
+    """The code of the error. Empty: the operation succeeded."""
 
 
 class ConfigReloaded(msgspec.Struct, frozen=True, gc=False):
-    """The configuration was read again. Unless it ``succeeded``, the old one stays."""
+    """The configuration was read again."""
 
     succeeded: bool
+    """False: the old configuration stays."""
 
 
 def status_class(status: int) -> str:
-    """``2xx`` for 204: the same few labels, whatever an upstream answers with."""
+    """The class of a status: ``2xx`` for 204, ``other`` for a status that HTTP does not have."""
     return f"{status // 100}xx" if 100 <= status < 600 else "other"
 
 
 class Observer:
-    """Told of each event as it happens, on the event loop: it must not block, nor raise.
+    """Is called for each event, on the event loop. A method must not block and must not raise.
 
-    Each method does nothing here. An observer has those that it is interested in.
+    Each method does nothing here. An observer overrides those for the events that it needs.
     """
 
     def job_submitted(self, event: JobSubmitted) -> None: ...
@@ -264,7 +265,7 @@ class Observer:
 
 
 class Observers(Observer):
-    """Several observers as one. Each is told only of what it has a method of its own for."""
+    """Several observers as one. An observer is called only for the events whose method it overrides."""
 
     def __init__(self, observers: Iterable[Observer]) -> None:
         observers = tuple(observers)
@@ -274,7 +275,7 @@ class Observers(Observer):
             nothing = getattr(Observer, name)
             told = [getattr(o, name) for o in observers if getattr(type(o), name) is not nothing]
             if len(told) == 1:
-                setattr(self, name, told[0])  # nearly every event has one: no call in between
+                setattr(self, name, told[0])  # one observer is usual: call it without a detour
             elif told:
                 setattr(self, name, _telling(told))
 

@@ -13,16 +13,16 @@ _AT_ONCE: Final = 256
 
 _PARTS: Final = struct.Struct("8s4s4s4s12s")
 
-# A random octet as one that has the version in its upper four bits, or the variant in its upper two.
+# Tables that set the version in the upper four bits of a random octet, or the variant in the upper two.
 _VERSIONS: Final = bytes(octet & 0x0F | 0x40 for octet in range(256))
 _VARIANTS: Final = bytes(octet & 0x3F | 0x80 for octet in range(256))
 
 
 class RandomIds:
-    """UUIDs of version 4 (RFC 9562, section 5.4): 122 random bits of the operating system each.
+    """Makes UUIDs of version 4 (RFC 9562, section 5.4). Each has 122 random bits.
 
-    Many are made at once: asking the system costs more than all else about an id.
-    ``random`` gives that many random bytes.
+    256 ids are made at a time, because the system call costs more than the rest of an id.
+    ``random`` returns as many random bytes as it is asked for.
     """
 
     def __init__(self, random: Callable[[int], bytes] = os.urandom) -> None:

@@ -4,9 +4,9 @@
        ▲                   │
        └──────release──────┘   (retry later, lease lost, shutdown)
 
-A live job is a :class:`Job`, and what is sent for it a :class:`Call`, which holds the request body and
-the credential. A finished one is a :class:`Outcome`. They are types of their own on purpose: a poll
-never touches a call, and an outcome has no field that could hold one.
+A live job is a :class:`Job`. Its :class:`Call` is the request to the upstream, and holds the request
+body and the credential. A finished job is an :class:`Outcome`. These are three types on purpose: a poll
+never reads a call, and an outcome has no field that could hold a body or a credential.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ TRANSITIONS: Final = {
 }
 
 
-# Bytes of memory beside the contents, measured: of a job or result, with its places in the store's
-# tables, and of another text.
+# Bytes of memory beside the contents, as measured. A record is a job or a result, with its entries in
+# the store's tables; a text is a further string.
 _PER_RECORD: Final = 832
 _PER_TEXT: Final = 128
 
 
 class Lane(msgspec.Struct, frozen=True, gc=False):
-    """The jobs that a rate limit of an upstream hits together."""
+    """The jobs that share one rate limit: the same upstream, credential and model."""
 
     upstream: str
     credential: bytes
@@ -70,20 +70,19 @@ class Lane(msgspec.Struct, frozen=True, gc=False):
         return f"Lane({self.upstream!r}, …, {self.model!r})"
 
 
-# gc=False: a store may hold a million of these, and none can be part of a reference cycle. Were they
-# tracked, each full collection would walk them all and stop the event loop for as long.
+# gc=False: a store may hold a million of these, and none can be part of a reference cycle. If the
+# garbage collector tracked them, each full collection would stop the event loop to walk them all.
 class Call(msgspec.Struct, frozen=True, gc=False):
-    """What is sent to an upstream. It knows nothing of the job that it is for.
-
-    ``target`` is the path and query as the client sent them, of the sync path
-    (``/v1/embeddings?api-version=1``). ``head`` are the end-to-end header fields only, and holds the
-    client's credential: see :func:`head_of`. As one text, it is a fourth of the objects and half of the
-    bytes that pairs are.
-    """
+    """The request to an upstream. A call does not know its job."""
 
     endpoint: str
     target: str
+    """The sync path, with the query as the client sent it: ``/v1/embeddings?api-version=1``."""
     head: str
+    """The end-to-end header fields, the client's credential among them: see :func:`head_of`.
+
+    Stored as one string: a quarter of the objects and half the bytes of a list of pairs.
+    """
     body: bytes
 
     @property
@@ -94,7 +93,7 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes that a store has to keep for it."""
+        """Bytes that a store counts for the call."""
         return len(self.body) + len(self.target) + _text_size(self.head)
 
     def __repr__(self) -> str:
@@ -102,9 +101,9 @@ class Call(msgspec.Struct, frozen=True, gc=False):
 
 
 def head_of(headers: Iterable[tuple[str, str]]) -> str:
-    """Header fields as a :class:`Call` has them: names and values, each in a line of its own.
+    """Header fields as the ``head`` of a :class:`Call`: names and values, each in a line of its own.
 
-    Raises :class:`ValueError` for a value of several lines, which no HTTP message has.
+    Raises :class:`ValueError` for a name or value of several lines. No HTTP message has one.
     """
     texts = tuple(chain.from_iterable(headers))
     head = "\n".join(texts)
@@ -114,24 +113,24 @@ def head_of(headers: Iterable[tuple[str, str]]) -> str:
 
 
 class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
-    """What an upstream answered to a call: its status, raw header fields and decoded body.
-
-    The body is in ``pieces`` as it arrived. ``checked``: it is known to be JSON text.
-    """
+    """The response of an upstream to a call."""
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
+    """The raw header fields."""
     pieces: tuple[bytes, ...]
+    """The body with its content coding undone, in the pieces in which it arrived."""
     checked: bool = False
+    """Whether the body is already known to be JSON text."""
 
     @property
     def body(self) -> bytes:
-        """All of the body: another copy, where it came in several pieces."""
+        """The whole body. A body of several pieces is copied."""
         return self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
 
     @property
     def size(self) -> int:
-        """How many bytes the body has."""
+        """The size of the body in bytes."""
         return sum(map(len, self.pieces))
 
     def header(self, name: bytes) -> str | None:
@@ -143,7 +142,7 @@ class UpstreamResponse(msgspec.Struct, frozen=True, gc=False):
 
 
 class Fallback(msgspec.Struct, frozen=True, gc=False):
-    """A model to try when the one before has failed, and the upstream that serves it."""
+    """A model to try after another model has failed, and the upstream that serves it."""
 
     upstream: str
     model: str
@@ -168,19 +167,19 @@ class Job(msgspec.Struct, frozen=True, gc=False):
     claims: int = 0
     """How often a worker has taken the job. Only the holder of the last claim may change the job."""
     fallbacks: tuple[Fallback, ...] = ()
-    """The models that are still to be tried."""
+    """The models that have not been tried yet, in order."""
     fallback_index: int | None = None
     """How many fallbacks have been tried. None: the job was submitted without fallbacks."""
     request_id: str = ""
-    """The client's. Empty: the client sent none."""
+    """The client's ``X-Request-Id``. Empty: the client sent none."""
     traceparent: str = ""
-    """What the calls are part of: the span of the submit, or else the client's."""
+    """The parent span of the calls: the span of the submit, or else the client's."""
     calls: int = 0
-    """Calls that have ended, those included that do not count as attempts."""
+    """Calls that have ended, including those that do not count as attempts."""
     held_s: float = 0.0
     """How long the job has waited because its upstream was away or limited its rate."""
     held_at: float = 0.0
-    """When the job was told so last, in seconds since the epoch. 0: its last call was an attempt."""
+    """When the job was last told to wait so, in seconds since the epoch. 0: its last call counted."""
 
     @property
     def lane(self) -> Lane:
@@ -188,7 +187,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes that a store has to keep for it, beside its call."""
+        """Bytes that a store counts for the job, without its call."""
         size = _text_size(self.model) + _text_size(self.request_id) + len(self.traceparent)
         for fallback in self.fallbacks:
             size += _text_size(fallback.model) + _PER_TEXT
@@ -199,7 +198,7 @@ class Job(msgspec.Struct, frozen=True, gc=False):
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
-    """The outcome of a job. It never changes."""
+    """The outcome of a job. An outcome never changes."""
 
     id: str
     endpoint: str
@@ -209,37 +208,37 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     expires_at: float
     """Seconds since the epoch."""
     envelope: bytes
-    """The body that a poll answers with. If its middle is missing, that belongs at ``start``."""
+    """The response body of a poll. A result that is kept outside the envelope belongs at ``start``."""
     content_head: bytes
-    """The header lines that go with ``/content``, each with its CRLF."""
+    """The header lines of the ``/content`` response, each with its CRLF."""
     start: int = 0
-    """Without ``content`` and ``pieces`` the bytes of ``/content`` are ``envelope[start:end]``."""
+    """Without ``content`` and ``parts``, the bytes of ``/content`` are ``envelope[start:end]``."""
     end: int = 0
     content: bytes | None = None
-    """The bytes of ``/content`` that the envelope does not hold: an upstream's error, or no JSON."""
+    """The bytes of ``/content``, if the envelope does not hold them: an upstream's error, or media."""
     encoded: bool = False
-    """Whether the middle of the envelope is the Base64 of these bytes."""
+    """Whether the Base64 of ``content`` or ``parts`` belongs into the envelope, at ``start``."""
     parts: tuple[bytes, ...] = msgspec.field(default=(), name="pieces")
-    """The bytes of ``/content`` of a large result, until a store has them."""
+    """The bytes of ``/content`` of a large result, until a store has taken them."""
     part_sizes: tuple[int, ...] = ()
-    """The sizes of the parts that the store keeps apart: see :meth:`Outcomes.read`."""
+    """The sizes of the parts that the store keeps by themselves: see :meth:`Store.read`."""
 
     def __repr__(self) -> str:
         return f"Outcome({self.id!r}, {self.endpoint!r}, {self.status.value}, {self.status_code})"
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """The sizes of its parts. None: the outcome holds the bytes of ``/content`` itself."""
+        """The sizes of the parts. Empty: the outcome itself holds the bytes of ``/content``."""
         return self.part_sizes or tuple(map(len, self.parts))
 
     @property
     def is_spliced(self) -> bool:
-        """Whether its parts belong into the envelope. Those of an upstream's error do not."""
+        """Whether the parts belong into the envelope. The parts of an upstream's error do not."""
         return self.status is JobStatus.COMPLETED
 
     @property
     def size(self) -> int:
-        """Bytes that a store has to keep for it."""
+        """Bytes that a store counts for the outcome."""
         contents = len(self.envelope) + len(self.content_head) + len(self.content or b"")
         return contents + sum(self.sizes) + _PER_RECORD
 
@@ -249,13 +248,13 @@ def _text_size(text: str) -> int:
 
 
 def check_step(job: Job, status: JobStatus) -> None:
-    """Raise :class:`IllegalTransition` if ``job`` cannot get to ``status`` in one step."""
+    """Raise :class:`IllegalTransition` unless ``job`` may go to ``status`` in one step."""
     if status not in TRANSITIONS[job.status]:
         raise IllegalTransition(f"job {job.id}: {job.status.value} → {status.value}")
 
 
 def advance(job: Job, status: JobStatus, *, attempts: int | None = None) -> Job:
-    """``job`` after one step to ``status``. Raises :class:`IllegalTransition` if there is none."""
+    """``job`` after one step to ``status``. Raises as :func:`check_step`."""
     check_step(job, status)
     return msgspec.structs.replace(
         job,

@@ -1,4 +1,4 @@
-"""Heavy work on the event loop, one piece at a time: what is beside it waits for one, not for all."""
+"""Heavy work on the event loop, one step at a time: other tasks wait for one step, not for all."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from asyncproxy.wire.steps import Steps
 
 __all__ = ["HEAVY_BYTES", "HeavyWork"]
 
-# Checking and copying an answer of this size takes some 0.2 ms, and cannot be interrupted.
+# Checking and copying a response of this size takes some 0.2 ms, and cannot be interrupted.
 HEAVY_BYTES: Final = 256 * 1024
 
-# So many rounds of the loop a request takes: it is read, its handler begins, its handler is done.
+# Rounds of the loop between two turns. A request takes three: it is read, its handler begins, its
+# handler ends.
 _ROUNDS_BETWEEN: Final = 3
 
-# As much time for other things is enough between two turns: when there is so much to do that rounds are
-# long, heavy work gets its share too.
+# Time between two turns after which the next turn begins anyway. On a busy loop rounds are long, and
+# heavy work must get its share too.
 _ENOUGH_S: Final = 0.002
 
 
@@ -27,10 +28,10 @@ T = TypeVar("T")
 
 
 class HeavyWork:
-    """Gives out turns on the loop, with some rounds of it between each two.
+    """Gives out turns for heavy work, with some rounds of the loop between two turns.
 
-    Large answers that arrive together would all be checked in one round, and a poll wait for all of
-    them in each of the rounds that it takes.
+    Without turns, large responses that arrive together would all be checked in one round, and a poll
+    would wait for all of them in each of its rounds.
     """
 
     def __init__(self) -> None:
@@ -38,7 +39,7 @@ class HeavyWork:
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def next(self) -> None:
-        """Wait for a turn, first come, first served. It lasts until the caller awaits anything else."""
+        """Wait for a turn, first come, first served. The turn ends when the caller awaits again."""
         loop = asyncio.get_running_loop()
         if self._taken:
             turn = loop.create_future()
@@ -49,9 +50,9 @@ class HeavyWork:
             loop.call_soon(self._pass, loop, _ROUNDS_BETWEEN)
 
     async def run(self, steps: Steps[T]) -> T:
-        """The result of ``steps``: the first at once, each further one in a turn of its own.
+        """Run ``steps`` and return their result. The first step runs at once, each other one in a turn.
 
-        Raises what the steps raise.
+        Raises the errors of the steps.
         """
         while True:
             try:
@@ -64,12 +65,12 @@ class HeavyWork:
     def _pass(self, loop: asyncio.AbstractEventLoop, rounds: int, enough_at: float = math.inf) -> None:
         now = monotonic()
         if rounds and now < enough_at:
-            enough_at = min(enough_at, now + _ENOUGH_S)  # from the first call on: the turn is over then
+            enough_at = min(enough_at, now + _ENOUGH_S)  # the turn is over at the first call
             loop.call_soon(self._pass, loop, rounds - 1, enough_at)
             return
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():  # it may have been cancelled
+            if not turn.done():  # the waiting task may have been cancelled
                 turn.set_result(None)
                 loop.call_soon(self._pass, loop, _ROUNDS_BETWEEN)
                 return

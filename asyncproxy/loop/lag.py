@@ -1,4 +1,4 @@
-"""How late the event loop is: what everything on it has to wait for, and nothing else shows."""
+"""How late the event loop runs. Every task waits for as long, and no other metric shows it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _INTERVAL_S = 0.25
 async def measuring_lag(
     note: Callable[[float], None], *, interval_s: float = _INTERVAL_S
 ) -> AsyncIterator[None]:
-    """Tell ``note`` once per interval how many seconds late a timer was, within a ``with``."""
+    """For the length of a ``with``, call ``note`` once per interval with a timer's delay in seconds."""
     task = asyncio.create_task(_measure(note, interval_s), name="asyncproxy-lag")
     try:
         yield

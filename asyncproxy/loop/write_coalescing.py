@@ -1,8 +1,8 @@
-"""Small writes of one round of the event loop leave together, at the start of the next one.
+"""Small writes of one round of the event loop leave together, at the start of the next round.
 
-A write wakes the one who waits for it, and where that interrupts another core, it costs as much as
-all the rest of sending. One who is awake already, for the write before, needs no waking; and what there
-is to compute in a round is not broken up by system calls.
+Each socket write may wake the receiving process. Across cores that costs as much as the write. Writing
+several responses back to back wakes the receiver once. The computing of a round is not interrupted by
+system calls either.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ from typing import Any, Final, Protocol
 
 __all__ = ["CoalescingTransport", "Flushable", "WriteCoalescer"]
 
-# Bytes of an answer that may wait. A larger one takes longer to send than to wake somebody.
+# Bytes of a response that may wait. A larger response takes longer to send than a wake-up does.
 _SMALL: Final = 64 * 1024
 
 
 class Flushable(Protocol):
-    """What holds something back until it is flushed. That must not raise: others come after it."""
+    """Holds a write back until it is flushed."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Write what is held back. Must not raise: others are flushed after this one."""
 
 
 class WriteCoalescer:
-    """Those who hold something back. When there are ``most`` of them, none waits any longer."""
+    """Flushes its members at the end of a round, or as soon as there are ``most`` of them."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._holding: list[Flushable] = []
 
     def hold(self, held: Flushable) -> None:
-        """Have ``held`` flushed when this round of the loop is over, or earlier. Twice does no harm."""
+        """Flush ``held`` when this round of the loop is over, or earlier. May be called twice."""
         holding = self._holding
         if not holding:
             asyncio.get_running_loop().call_soon(self._release)
@@ -46,7 +47,7 @@ class WriteCoalescer:
 
 
 class CoalescingTransport(asyncio.Transport):
-    """``inner``, where an answer may wait for others. What is written keeps its order."""
+    """Wraps ``inner``, so that a small response may wait for others. Writes keep their order."""
 
     __slots__ = ("_cork", "_held", "_inner")
 
@@ -57,7 +58,7 @@ class CoalescingTransport(asyncio.Transport):
         self._held: bytes | None = None
 
     def write_soon(self, data: bytes) -> None:
-        """Write ``data``, the last thing of an answer, with what else is written in this round."""
+        """Write ``data``, the end of a response, together with the other writes of this round."""
         held = self._held or b""
         if len(held) + len(data) > _SMALL:
             self.write(data)
@@ -75,7 +76,7 @@ class CoalescingTransport(asyncio.Transport):
         self._inner.writelines(list_of_data)
 
     def flush(self) -> None:
-        """Write what was held back, if the connection is still there."""
+        """Write the held data, unless the connection closes."""
         held, self._held = self._held, None
         if held is not None and not self._inner.is_closing():
             self._inner.write(held)
@@ -96,7 +97,7 @@ class CoalescingTransport(asyncio.Transport):
         self._held = None
         self._inner.abort()
 
-    # All else is the inner transport's.
+    # The rest is delegated to the inner transport.
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return self._inner.get_extra_info(name, default)

@@ -1,6 +1,6 @@
-"""What an operator sees: logs, metrics, traces, and how long the store takes.
+"""The operator's view: logs, metrics, traces, and the durations of store operations.
 
-Each observer is told of the frozen events of ``core.events``. No decision depends on an observer.
+Each observer gets the frozen events of ``core.events``. No decision depends on an observer.
 May import: ``core``, ``wire``, ``loop``, ``stores``.
 Begin with ``metrics``.
 """

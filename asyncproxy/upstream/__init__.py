@@ -1,8 +1,8 @@
-"""The way to the gateways, and the only HTTP client of them.
+"""The HTTP client of the gateways.
 
-``client`` is one gateway, ``exchange`` one HTTP/1.1 exchange with it, ``errors`` translates what the
-library raises, ``registry`` holds the open upstreams, ``model_routes`` and ``target`` say which
-upstream and which URL.
-May import: all rooms before it (``core`` to ``observe``).
+``client`` is one gateway, ``exchange`` one HTTP/1.1 exchange with it, ``errors`` translates the errors
+of aiohttp, ``registry`` holds the open upstreams, ``model_routes`` selects the upstream of a model,
+``target`` builds URLs.
+May import: all folders before it (``core`` to ``observe``).
 Begin with ``client``.
 """

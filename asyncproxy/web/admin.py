@@ -1,4 +1,4 @@
-"""Our own pages: ``/-/healthy``, ``/-/ready``, ``/-/metrics`` and ``/-/openapi.json``."""
+"""The pages for operators: ``/-/healthy``, ``/-/ready``, ``/-/metrics`` and ``/-/openapi.json``."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Admin", "describe", "no_pages"]
 class Admin:
     """Pages for load balancers, orchestrators and tools. They need no key and name nothing internal.
 
-    ``paths`` are those which are served beside these pages, as they stand in the description.
+    ``paths`` are the other paths that the proxy serves, in the form of the OpenAPI description.
     """
 
     def __init__(self, health: Health, metrics: Metrics, paths: Collection[str]) -> None:
@@ -36,10 +36,10 @@ class Admin:
         self._metrics = metrics
         self._paths = paths
         self._description = b""
-        self.url = ""  # where they are, once they listen at an address of their own
+        self.url = ""  # set while the pages have an address of their own
 
     def routes(self) -> Iterator[Route]:
-        """The pages, and an answer for all other paths under ``/-/``."""
+        """The pages, and a 404 for all other paths under ``/-/``."""
         pages = {
             "/-/healthy": self._healthy,
             "/-/ready": self._ready,
@@ -56,7 +56,7 @@ class Admin:
     async def listening(self, host: str | None, port: int) -> AsyncIterator[None]:
         """Serve the pages at an address of their own for the length of a ``with``.
 
-        Raises :class:`~asyncproxy.core.errors.StartupError` if it cannot be listened on.
+        Raises :class:`~asyncproxy.core.errors.StartupError` if the address cannot be listened on.
         """
         elsewhere = Route("*", "/{rest}", answering_errors(_unknown_page))
         async with listening(RouteTable([*self.routes(), elsewhere]), host, port) as self.url:
@@ -67,7 +67,7 @@ class Admin:
         return json_response(200, b'{"status":"ok"}')
 
     async def _ready(self, request: web.BaseRequest) -> WireResponse:
-        """200: jobs are taken. 503: they are not, and why."""
+        """200: jobs are accepted. 503: jobs are refused, with the reasons."""
         checks = await self._health.checks()
         reasons = [check.reason for check in checks.values() if check.reason]
         page: dict[str, Any] = {
@@ -88,14 +88,14 @@ class Admin:
     async def _openapi(self, request: web.BaseRequest) -> WireResponse:
         """200: the description of the paths that are served."""
         if not self._description:
-            # In a thread: reading so much YAML would stop the loop for as long as many jobs take.
+            # In a thread: parsing so much YAML would block the loop for as long as many jobs take.
             description = await asyncio.to_thread(describe, self._paths)
             self._description = msgspec.json.encode(description)
         return json_response(200, self._description)
 
 
 def describe(paths: Collection[str]) -> dict[str, Any]:
-    """The OpenAPI description of ``paths`` and of our own pages, read from the package."""
+    """The OpenAPI description of ``paths`` and of the operator pages, read from the package."""
     text = files("asyncproxy.web").joinpath("openapi.yaml").read_text(encoding="utf-8")
     description: dict[str, Any] = yaml.safe_load(text)
     description["info"]["version"] = __version__
@@ -109,7 +109,7 @@ def describe(paths: Collection[str]) -> dict[str, Any]:
 
 
 def _written_out(path: str, item: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
-    """A path item, with the name of its endpoint in each ``operationId``: no two may be equal."""
+    """A path item without ``$ref``. Each ``operationId`` gets the endpoint's name, to be unique."""
     if "$ref" not in item:
         return item
     endpoint = re.sub(r"^/v1/(async/|relay/)?|/\{id\}(/content)?$", "", path).replace("/", "_")
@@ -127,7 +127,7 @@ async def _refuse(request: web.BaseRequest) -> WireResponse:
 
 
 def no_pages() -> Route:
-    """Nothing is under ``/-/``: the pages are elsewhere, and no gateway is asked for it."""
+    """The route for ``/-/`` if the pages have their own address: a 404, and nothing passes through."""
     return Route("*", "/-/{rest}", answering_errors(_no_pages))
 
 

@@ -28,7 +28,7 @@ class AsyncApi:
         self._requests = requests
 
     def routes(self, endpoints: Iterable[Endpoint]) -> Iterator[Route]:
-        """The async paths of ``endpoints``, and an answer for all others under ``/v1/async``."""
+        """The async paths of ``endpoints``, and a 404 for all other paths under ``/v1/async``."""
         for endpoint in endpoints:
             path, name = endpoint.async_path, endpoint.name
             submit, poll, content, delete = (
@@ -73,7 +73,7 @@ class AsyncApi:
     async def _awaited(
         self, endpoint: Endpoint, request: web.BaseRequest, job_id: str
     ) -> tuple[Job | Outcome, bytes]:
-        """The job of a path, after as long a wait for its end as the client asks for."""
+        """The job of a path, after the wait that the client asks for, and the header line about it."""
         job = await self._requests.find(endpoint, request, job_id)
         query = request.query.get("wait") if request.query_string else None
         wait_s = self._service.waiting_time(query=query, prefer=prefer_of(request))

@@ -1,4 +1,4 @@
-"""Who may come in, and with which header fields a request goes on to an upstream."""
+"""Checks the key of a request, and selects the header fields that go upstream."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ __all__ = ["authenticate", "is_preflight", "upstream_headers"]
 
 
 def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | None:
-    """The header that counts and the credential in it, or None if the client has none.
+    """The name of the header that holds the credential, and the credential. None: there is none.
 
     Raises :class:`InvalidApiKey` if ``keys`` are set and the credential is not one of them. A preflight
-    needs none: a browser never sends one with it.
+    needs no credential: a browser never sends one with it.
     """
     found = credentials.find(request.headers)
     if keys and (found is None or found[1] not in keys) and not is_preflight(request):
@@ -29,7 +29,7 @@ def authenticate(request: web.BaseRequest, keys: KeyRing) -> tuple[str, str] | N
 
 
 def is_preflight(request: web.BaseRequest) -> bool:
-    """Whether a browser asks for leave before a page's request (the Fetch standard, 3.3.2)."""
+    """Whether the request is a CORS preflight of a browser (the Fetch standard, 3.3.2)."""
     return (
         request.method == "OPTIONS"
         and "Origin" in request.headers
@@ -46,10 +46,11 @@ def upstream_headers(
     request_id: str | None,
     without: frozenset[str] = frozenset(),
 ) -> list[tuple[bytes, bytes]]:
-    """The header fields that a request goes upstream with, but for its ``Content-Length``.
+    """The header fields of a request that go upstream, without its ``Content-Length``.
 
-    ``credential_header`` is the one that let the client in: if our own ``keys`` did, it was for us.
-    ``without`` names further ones that stay behind, lower case. No ``request_id``: none is added.
+    ``credential_header`` holds the client's credential. If ``keys`` are set, the credential is for the
+    proxy, and the header is dropped. ``without`` names further fields to drop, lower case. A
+    ``request_id`` of None is not added.
     """
     given = request.headers
     if keys and credential_header is not None:

@@ -1,4 +1,4 @@
-"""Reads the body of a request: no more of it, no slower and no more at once than is allowed."""
+"""Reads request bodies within limits: bytes of one body, bytes of all bodies, and silence."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ __all__ = ["BodyReader", "expect_nothing"]
 
 
 class BodyReader:
-    """Bounds what request bodies cost.
+    """Reads request bodies within limits.
 
-    ``max_bytes`` is the limit of one body, ``max_total_bytes`` that of all which are being read,
-    ``timeout_s`` the longest silence between two pieces. A large body waits for its turn of
-    ``heavy_work`` before it is returned: the caller checks it next.
+    ``max_bytes`` limits one body, ``max_total_bytes`` all bodies that are being read, ``timeout_s`` the
+    silence between two pieces. A large body waits for a turn of ``heavy_work`` before it is returned,
+    because the caller checks it next.
     """
 
     def __init__(
@@ -42,9 +42,9 @@ class BodyReader:
         self._total = 0
 
     def read_buffered(self, request: web.BaseRequest) -> bytes | None:
-        """The body, if all of it came with the head, as that of a small request does.
+        """The body, if all of it has arrived. None: some of it is still to come.
 
-        Raises :class:`RequestTooLarge`.
+        A small body usually arrives with the head. Raises :class:`RequestTooLarge`.
         """
         content = request.content
         if not content.is_eof():
@@ -57,8 +57,8 @@ class BodyReader:
     async def read(self, request: web.BaseRequest) -> bytes:
         """The whole body.
 
-        Raises :class:`RequestTooLarge` before or as soon as the limit is passed, without reading the
-        rest, :class:`RequestTimeout`, or :class:`Overloaded` if too much is being read already.
+        Raises :class:`RequestTooLarge` as soon as the size is known to pass the limit, without reading
+        the rest, :class:`RequestTimeout`, and :class:`Overloaded` if too many bytes are being read.
         """
         if (body := self.read_buffered(request)) is not None:
             return body
@@ -67,10 +67,10 @@ class BodyReader:
         return await self._gathered(self.pieces(request))
 
     async def decode(self, codings: Sequence[str], body: bytes) -> bytes:
-        """A body that was read, its content codings undone.
+        """``body`` with its content codings undone.
 
         Raises :class:`RequestTooLarge` as soon as the limit is passed, :class:`UnsupportedMediaType`
-        for a body that is in no such coding, or :class:`Overloaded`.
+        for a body that is not in these codings, and :class:`Overloaded`.
         """
         try:
             return await self._gathered(self._decoded(codings, body))
@@ -87,7 +87,7 @@ class BodyReader:
                 await self._heavy_work.next()
 
     async def _gathered(self, source: AsyncIterator[bytes]) -> bytes:
-        """All that comes from ``source``. Raises :class:`RequestTooLarge` or :class:`Overloaded`."""
+        """The joined pieces of ``source``. Raises :class:`RequestTooLarge` or :class:`Overloaded`."""
         pieces: list[bytes] = []
         size = 0
         try:
@@ -108,9 +108,9 @@ class BodyReader:
     async def begin(
         self, request: web.BaseRequest, limit: int
     ) -> tuple[bytes, AsyncGenerator[bytes, None] | None]:
-        """The body and None, if it has ``limit`` bytes at most. Otherwise its beginning, and the rest.
+        """The body and None, if the body has at most ``limit`` bytes. Otherwise its beginning and rest.
 
-        Raises what :meth:`read` does, but :class:`RequestTooLarge`.
+        Raises as :meth:`read`, except for :class:`RequestTooLarge`.
         """
         pieces: list[bytes] = []
         size = 0
@@ -129,7 +129,7 @@ class BodyReader:
         return b"".join(pieces), None
 
     async def pieces(self, request: web.BaseRequest) -> AsyncGenerator[bytes, None]:
-        """The body as it arrives. Raises :class:`RequestTimeout`, and what a broken body raises."""
+        """The body as it arrives. Raises :class:`RequestTimeout` and :class:`InvalidRequest`."""
         await _continue(request)
         content = request.content
         while True:
@@ -151,22 +151,22 @@ class BodyReader:
 
 
 def _too_much_at_once() -> ApiError:
-    # Not made where it is raised: an error in a variable of the frame that it goes through keeps that
-    # frame, and so the pieces in it, until the garbage collector comes by.
+    # Made in a function of its own. An error in a variable of a frame that it is raised through keeps
+    # the frame, and so the pieces of the body in it, until the garbage collector runs.
     error = Overloaded("Too much is being sent at once. Try again later.")
     error.close = True
     return error
 
 
 async def expect_nothing(request: web.Request) -> None:
-    """An aiohttp ``expect_handler`` that leaves ``100 Continue`` to the one who reads the body.
+    """An aiohttp ``expect_handler`` that leaves ``100 Continue`` to the reader of the body.
 
-    A request that is refused for its headers is refused before the client sends the rest.
+    So a request that is refused for its headers is refused before the client sends the body.
     """
 
 
 async def _continue(request: web.BaseRequest) -> None:
-    """Tell a client that asked for it to send the body (RFC 9110, section 10.1.1)."""
+    """Send ``100 Continue`` to a client that waits for it (RFC 9110, section 10.1.1)."""
     if (
         request.headers.get("Expect", "").lower() == "100-continue"
         and request.version == HttpVersion11

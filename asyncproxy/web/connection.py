@@ -1,6 +1,6 @@
-"""One client connection. With ``wire_response`` the only home of aiohttp's private names on this side.
+"""One client connection. Only this module and ``wire_response`` use aiohttp's private server names.
 
-``tests/web/test_aiohttp_names.py`` lists them, and says what each of them buys.
+``tests/web/test_aiohttp_names.py`` lists these names, and what each of them buys.
 """
 
 from __future__ import annotations
@@ -26,34 +26,34 @@ __all__ = ["Connection", "EdgeServer", "connection_options", "parser_is_lax"]
 
 logger = logging.getLogger(__name__)
 
-# Answers that may wait for each other: two milliseconds of a busy core.
+# Responses that may wait for each other: two milliseconds of work for a busy core.
 _ANSWERS_AT_ONCE: Final = 64
 
-# Larger heads than this are refused, in bytes per line and in lines.
+# Limits of a request head: bytes per line, and lines. A larger head is refused.
 _MAX_LINE: Final = 32 * 1024
 _MAX_HEADERS: Final = 256
 
 _READ_BUFFER: Final = 64 * 1024
 
-# A load balancer that keeps idle connections for as long as `client_timeout` must be the one who
-# closes them: were it us, it would answer 502 to a request that crosses our close on the wire.
+# A load balancer that keeps idle connections for `client_timeout` must close them first. If the proxy
+# closed them, the load balancer would answer 502 to a request that crosses the close on the wire.
 _KEEPALIVE_FACTOR: Final = 1.25
 
-# Seconds for a client that is turned away to send its request and take its answer.
+# Seconds for a refused client to send its request and to read the response.
 _PATIENCE_S: Final = 2.0
 
 # A method that is any token (RFC 9110, section 9.1), and a target. Both have limits elsewhere too.
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}) [^\s]+ HTTP/1\.[01]\r\n")
 
-# Where a parser quotes what the client sent. Both quote the name of one field.
+# The part of a parser's message that quotes the client. A quoted 'Host' is a field's name, and stays.
 _QUOTED: Final = re.compile(r"[:\s]+(?:bytearray\()?b?['\"](?!Host').*", re.DOTALL)
 
 
 def connection_options(client_timeout_s: float) -> dict[str, Any]:
-    """How aiohttp has to treat connections, whichever server they belong to."""
+    """The options of aiohttp for client connections, in our own server and in an application."""
     return {
-        "access_log": None,  # ours has one line per job and per request passed on
-        "auto_decompress": False,  # a compressed body goes through as it is
+        "access_log": None,  # the proxy's log has one line per job and per request passed through
+        "auto_decompress": False,  # a compressed body passes through unchanged
         "keepalive_timeout": client_timeout_s * _KEEPALIVE_FACTOR,
         "max_line_size": _MAX_LINE,
         "max_field_size": _MAX_LINE,
@@ -63,16 +63,16 @@ def connection_options(client_timeout_s: float) -> dict[str, Any]:
 
 
 def parser_is_lax() -> bool:
-    """Whether aiohttp reads HTTP by its parser in Python, which takes what a strict one refuses."""
+    """Whether aiohttp uses its Python parser, which accepts messages that a strict parser refuses."""
     parsers = aiohttp.http_parser
     return parsers.HttpRequestParser is parsers.HttpRequestParserPy
 
 
 class EdgeServer(web.Server):
-    """Our connections, and how many there are.
+    """A server that makes a :class:`Connection` for each client, and limits their number.
 
-    ``answer`` gets each request. ``client_timeout_s``: how long a client may send nothing of a request,
-    and take nothing of its answer. Beyond ``max_connections``, one is answered with 503 and closed.
+    ``answer`` handles each request. A client may send nothing of a request, or take nothing of its
+    response, for ``client_timeout_s``. A connection beyond ``max_connections`` gets a 503 and closes.
     """
 
     def __init__(
@@ -83,10 +83,10 @@ class EdgeServer(web.Server):
         max_connections: int,
     ) -> None:
         super().__init__(
-            # A WireResponse is all that a connection asks of an answer.
+            # A connection needs no more of a response than a WireResponse has.
             cast("Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]", answer),
             request_factory=self._request,
-            handler_cancellation=True,  # a client that leaves takes its upstream call with it
+            handler_cancellation=True,  # the upstream call ends when its client leaves
         )
         self.client_timeout_s = client_timeout_s
         self.coalescer = WriteCoalescer(_ANSWERS_AT_ONCE)
@@ -108,12 +108,12 @@ class EdgeServer(web.Server):
         super().connection_lost(handler, exc)
 
     def turn_away(self, transport: asyncio.Transport) -> bool:
-        """Take a connection that is one too many over from its protocol. False: there is room."""
+        """Refuse a connection beyond ``max_connections``. False: the connection is accepted."""
         if self._open < self._max_connections:
             return False
         if self._turned_away >= self._max_connections:
             transport.set_protocol(asyncio.Protocol())
-            transport.abort()  # a flood: even saying so takes too much
+            transport.abort()  # a flood: even a refusal costs too much
             return True
         if not self._turned_away:
             logger.warning("new connections are refused: there are %d", self._open)
@@ -136,8 +136,8 @@ class EdgeServer(web.Server):
 class _LastRequest(web.BaseRequest):
     """A request after which the connection closes.
 
-    aiohttp 3.14 takes the last field of a trailer for the first one of the next request on the
-    connection, which may be another client's: let there be none.
+    aiohttp 3.14 takes the last field of a trailer for the first field of the next request on the
+    connection, which may be another client's. So no request may follow.
     """
 
     @property
@@ -154,10 +154,10 @@ class _LastRequest(web.BaseRequest):
 class Connection(web.RequestHandler):
     """One client connection.
 
-    Answers a request that cannot be parsed in our error shape. A client that does not take what it
-    asked for is cut off after ``client_timeout_s``, by the kernel: its answer would be kept for ever
-    otherwise, outside of all limits, and no close of ours would get through to it either.
-    ``last_head`` is for :class:`~asyncproxy.web.request_heads.RequestHeads`.
+    A request that cannot be parsed gets an error in the shape of the wire contract. The kernel cuts off
+    a client that does not read its response for ``client_timeout_s``. Otherwise the response would stay
+    in memory for ever, outside of all limits, and a close would not reach the client either.
+    ``last_head`` belongs to :class:`~asyncproxy.web.request_heads.RequestHeads`.
     """
 
     __slots__ = ("_options", "_server", "_unwanted", "last_head", "other_method")
@@ -166,8 +166,8 @@ class Connection(web.RequestHandler):
         super().__init__(server, **options)
         self._server = server
         self._options = options
-        self.other_method = ""  # one that aiohttp's parser does not know
-        self._unwanted: StreamReader | None = None  # the body of a request that has its answer
+        self.other_method = ""  # a method that aiohttp's parser does not know
+        self._unwanted: StreamReader | None = None  # the body of a request that was already answered
         self.last_head: object = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -189,15 +189,16 @@ class Connection(web.RequestHandler):
             self._read_other_method(data, error)
 
     def eof_received(self) -> None:
-        # The transport closes itself next, also if the client only has nothing more to say.
+        # The transport closes itself next, even if the client has only closed its sending side.
         if isinstance(self.transport, CoalescingTransport):
             self.transport.flush()
         super().eof_received()
 
     def _read_other_method(self, data: bytes, error: BadHttpMethod) -> None:
-        """Have a request read whose method the parser does not know: as a POST, with a new parser.
+        """Parse a request whose method the parser does not know: as a POST, with a new parser.
 
-        The head has to be in ``data``, and no other request under way. The connection closes after it.
+        The head has to be in ``data``, and no other request may be under way. The connection closes
+        after the request.
         """
         line = _REQUEST_LINE.match(data)
         if line is None or len(self._messages) > 1 or self._current_request is not None:
@@ -224,8 +225,8 @@ class Connection(web.RequestHandler):
             self._messages.append(refusal)
 
     def finish_response(self, request: web.BaseRequest, resp: Any, start_time: float | None) -> Any:
-        # aiohttp reads the rest of a body after its answer, for ten seconds: a reset would overtake the
-        # answer. But what thousands send at once must not wait in memory until each has its turn.
+        # aiohttp reads the rest of a body after the response, for ten seconds: a reset would overtake
+        # the response. The bytes of thousands of clients must not wait in memory for that reading.
         if not request.content.is_eof():
             self._unwanted = request.content
             self._drop_unwanted()
@@ -260,14 +261,14 @@ class Connection(web.RequestHandler):
 
 
 def _reason(exc: BaseException | None, message: str) -> str:
-    """What a parser says of a request, without what it quotes: a credential may be in that."""
+    """A parser's error message, without its quotes of the request: a credential may be in them."""
     if isinstance(exc, InvalidURLError):
         return "its target is no URL"
     return _QUOTED.sub("", message.strip(" :").partition("\n")[0]).strip(" :.")[:200] or "unreadable"
 
 
 class _Refusal(asyncio.Protocol):
-    """Says 503 to whoever sends something, and lets them go. ``gone`` is called at the end."""
+    """Answers 503 to a client that sends something, and closes. ``gone`` is called at the end."""
 
     def __init__(self, gone: Callable[[], None]) -> None:
         self._gone = gone
@@ -281,7 +282,7 @@ class _Refusal(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._answered:
-            return  # a close now would overtake the answer
+            return  # a close now would overtake the response
         self._answered = True
         error = Overloaded("There are too many connections. Try again in a moment.", retry_after_s=1)
         body = error_body(error)

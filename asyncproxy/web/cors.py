@@ -1,6 +1,6 @@
-"""Browsers: which pages of other origins may use our own paths (the Fetch standard, section 3.3).
+"""CORS: lets pages of other origins use the proxy's own paths (the Fetch standard, section 3.3).
 
-What passes through has the answers of the gateway, to preflights too.
+Requests that pass through, preflights too, get the gateway's own response.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from asyncproxy.web.wire_response import Response, WireResponse
 
 __all__ = ["answering_preflights", "letting_in"]
 
-# For how long a browser may remember a preflight, in seconds. Chrome takes no more.
+# Seconds for which a browser may cache a preflight. Chrome allows no more.
 _MAX_AGE_S: Final = 7200
 
-# Names of header fields with commas between them: what a browser writes, and nothing else.
+# Names of header fields with commas between them, in the form that browsers send.
 _NAMES: Final = re.compile(r"[A-Za-z0-9-]+(?:, ?[A-Za-z0-9-]+)*")
 
 _OF_THE_GATEWAY: Final = re.compile(rb"^access-control-[a-z-]+:[^\n]*\n", re.IGNORECASE | re.MULTILINE)
 
 
 def answering_preflights(routes: Iterable[Route]) -> Iterator[Route]:
-    """``routes`` that answer the preflights of their paths. They carry no key (section 4.8)."""
+    """``routes`` that also answer preflights, which carry no key (the Fetch standard, section 4.8)."""
     routes = tuple(routes)
     for route in routes:
         methods = [r.method for r in routes if r.path == route.path and r.method != "*"]
@@ -52,7 +52,7 @@ def _answering(handler: Handler, methods: bytes) -> Handler:
 
 
 def letting_in(origins: Iterable[str], routes: Iterable[Route]) -> Iterator[Route]:
-    """``routes`` whose own answers may be read by the pages of ``origins``; ``*`` is any."""
+    """``routes`` whose responses the pages of ``origins`` may read. ``*`` stands for every origin."""
     allowed = frozenset(origins)
     for route in routes:
         yield route._replace(handler=_letting_in(allowed, route.handler))

@@ -1,7 +1,7 @@
-"""Errors as answers. It wraps our own handlers, and not the application.
+"""Turns errors into responses, by a wrapper around each handler.
 
-A middleware of aiohttp would wrap the routes of a host application too, and cost every request two more
-coroutines.
+A middleware of aiohttp would also wrap the routes of a host application, and would cost every request
+two more coroutines.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["HeaderAsync"]
 
 
 class HeaderAsync:
-    """The routes ``POST /v1/<endpoint>``: async where a header asks for it, otherwise passed on."""
+    """The routes ``POST /v1/<endpoint>``: async if a header asks for it, otherwise passed through."""
 
     def __init__(self, service: JobService, requests: JobRequests, pass_on: Handler) -> None:
         self._service = service

@@ -1,4 +1,4 @@
-"""How the parts stand, asked of them at a probe or a scrape. An answer never waits for a store."""
+"""The state of the parts, read at a probe or a scrape. A slow store delays no response."""
 
 from __future__ import annotations
 
@@ -18,29 +18,30 @@ __all__ = ["Check", "Health", "Presence"]
 
 logger = logging.getLogger(__name__)
 
-# Below the second that probes and load balancers wait by default.
+# Less than a second: probes and load balancers wait for a second by default.
 _STORE_TIMEOUT_S = 0.8
 
 T = TypeVar("T")
 
 
 class Check(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One thing that jobs cannot be taken without: ``ok``, or ``unavailable`` for a ``reason``."""
+    """One condition for accepting jobs: ``ok``, or ``unavailable`` with a ``reason``."""
 
     status: str
     reason: str = ""
 
 
 class Presence(msgspec.Struct, frozen=True, omit_defaults=True):
-    """An upstream: ``ok``, or ``away`` for so many seconds."""
+    """The state of an upstream: ``ok``, or ``away`` for ``away_s``."""
 
     status: str
     away_s: float = 0.0
 
 
 class Health:
-    """Asks the parts. ``waiting`` counts the clients that are held, ``passing`` the requests that
-    are passing through.
+    """Reads the state of the parts.
+
+    ``waiting`` returns how many clients wait for a job, ``passing`` how many requests pass through.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Health:
         self._store_timeout_s = store_timeout_s
 
     async def checks(self) -> dict[str, Check]:
-        """What has to be well for jobs to be taken. The reasons name nothing internal."""
+        """The conditions for accepting jobs. The reasons name nothing internal."""
         away = await self._store_away()
         return {
             "draining": _check("shutting down" if self._dispatcher.draining else ""),
@@ -67,7 +68,7 @@ class Health:
         }
 
     def upstreams(self) -> dict[str, Presence]:
-        """Which upstreams take calls. One that is away makes nothing unready: its jobs wait."""
+        """The states of the upstreams. While an upstream is away, its jobs wait and are accepted."""
         return {
             name: Presence("away", round(away_s, 1)) if away_s else Presence("ok")
             for name, away_s in self._dispatcher.away.items()
@@ -84,7 +85,7 @@ class Health:
         return ""
 
     async def readings(self) -> Readings:
-        """What the gauges show. What the store does not say in time is missing."""
+        """The values of the gauges. Those of the store are missing if it does not answer in time."""
         try:
             fill = await self._in_time(self._fill())
         except (TimeoutError, StoreUnavailable):

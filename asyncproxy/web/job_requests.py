@@ -1,4 +1,4 @@
-"""Requests that are to become jobs: from aiohttp's request to the plain one that the service takes."""
+"""Turns aiohttp's requests into the plain requests that the service takes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["JobRequests", "prefer_of"]
 
 
 class JobRequests:
-    """Reads requests for the service. The async paths, the header form and the relay share it."""
+    """Reads requests for the service, for the async paths, the header form and the relay."""
 
     def __init__(self, service: JobService, heads: RequestHeads, body_reader: BodyReader) -> None:
         self._service = service
@@ -24,10 +24,10 @@ class JobRequests:
         self._body_reader = body_reader
 
     async def read(self, request: web.BaseRequest) -> Request:
-        """A request to its end.
+        """Read a whole request.
 
-        Raises :class:`ShuttingDown`, and what :meth:`RequestHeads.read`, :meth:`BodyReader.read` and
-        :meth:`BodyReader.decode` do.
+        Raises :class:`ShuttingDown`, and the errors of :meth:`RequestHeads.read`,
+        :meth:`BodyReader.read` and :meth:`BodyReader.decode`.
         """
         if self._service.draining:
             raise shutting_down()
@@ -56,10 +56,10 @@ class JobRequests:
         return await self._service.find(endpoint, self._heads.caller(request), job_id)
 
     def identify(self, request: web.BaseRequest) -> None:
-        """Raise :class:`InvalidApiKey` if the sender of the request may not come in."""
+        """Raise :class:`InvalidApiKey` unless the sender of the request is accepted."""
         self._heads.caller(request)
 
 
 def prefer_of(request: web.BaseRequest) -> str | None:
-    """The ``Prefer`` fields of a request as one (RFC 7240, section 2), or None if there is none."""
+    """The ``Prefer`` fields of a request, joined (RFC 7240, section 2). None if there is none."""
     return ", ".join(request.headers.getall("Prefer", ())) or None

@@ -1,4 +1,4 @@
-"""Jobs as HTTP answers: the envelope, and the upstream's own response."""
+"""Jobs as HTTP responses: the envelope, and the upstream's own response."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ __all__ = [
     "terminal",
 ]
 
-# The header line that tells a job that was there already from a new one.
+# The header line for a job that an earlier request has made.
 REPLAYED: Final = b"Idempotency-Replayed: true\r\n"
 
-# An answer about a job is for one client and one moment, whatever the gateway said of its own answer.
+# A response about a job is for one client and one moment, whatever the gateway's caching headers say.
 NO_STORE: Final = b"Cache-Control: no-store\r\n"
 
 _RANGES: Final = b"Accept-Ranges: bytes\r\n"
 
-# The retries of a job are ours, and were made: an SDK that repeats a final failure would multiply them.
+# The proxy has already retried the job. An SDK that repeats a final failure would multiply the retries.
 _FINAL: Final = b"x-should-retry: false\r\n"
 
-# RFC 9111, RFC 9213 (`CDN-Cache-Control` is stronger than `Cache-Control`), and what came before. And
-# what says which ranges the gateway serves.
+# RFC 9111, RFC 9213 (`CDN-Cache-Control` is stronger than `Cache-Control`), and older fields. And the
+# gateway's own `Accept-Ranges`.
 _ABOUT_CACHING: Final = re.compile(
     rb"^(?:(?:[a-z0-9]+-){0,3}cache-control|expires|surrogate-control|accept-ranges):[^\n]*\n",
     re.IGNORECASE | re.MULTILINE,
@@ -53,21 +53,21 @@ _FORWARDED_PREFIX: Final = istr("X-Forwarded-Prefix")
 
 
 class Read(Protocol):
-    """Reads the content of an outcome in parts, from a byte on: :meth:`JobService.read`."""
+    """Reads the content of an outcome in parts, from the byte ``start`` on: :attr:`JobService.read`."""
 
     def __call__(self, outcome: Outcome, start: int = 0, /) -> AsyncIterator[bytes]: ...
 
 
 def header(name: str, value: object) -> bytes:
-    """A header line. Neither may have a line break in it."""
+    """A header line with its CRLF. Name and value must not contain a line break."""
     return f"{name}: {value}\r\n".encode()
 
 
 def location(request: web.BaseRequest, asked: str, path: str) -> bytes:
-    """The ``Location`` line of a 202: ``path``, behind what stands before it for the client.
+    """The ``Location`` line of a 202: ``path``, with the prefix that the client has to put before it.
 
-    ``asked`` is the path of the route that ``request`` came by. What is before it in the request is the
-    mount path of a sub-application.
+    ``asked`` is the path of the route of ``request``. In a sub-application, the path of the request has
+    the mount path before ``asked``.
     """
     prefix = forwarded_prefix(request.headers.get(_FORWARDED_PREFIX))
     if isinstance(request, web.Request):
@@ -76,7 +76,7 @@ def location(request: web.BaseRequest, asked: str, path: str) -> bytes:
 
 
 def pending(job: Job, retry_after_s: int, *, status: int = 202, lines: bytes = b"") -> WireResponse:
-    """The envelope of a job that has no outcome yet."""
+    """The envelope of a live job."""
     lines = b"%bRetry-After: %d\r\n%b" % (JSON, retry_after_s, lines)
     return WireResponse(status, lines, envelope.live(job))
 
@@ -148,7 +148,7 @@ async def _first(size: int, pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes
 
 
 def _content_lines(outcome: Outcome) -> bytes:
-    """The upstream's header lines, but for those that are about caching and about another attempt."""
+    """The upstream's header lines, without those about caching and about retries."""
     lines = NO_STORE + _ABOUT_CACHING.sub(b"", outcome.content_head)
     if outcome.status is JobStatus.COMPLETED:
         return lines

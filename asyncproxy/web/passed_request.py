@@ -1,4 +1,4 @@
-"""One request on its way through: how long it has been silent, and what the log will say of it."""
+"""One request that passes through: its silence, and its fields for the log."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ __all__ = ["PassedRequest"]
 class PassedRequest:
     """The record of a request that passes through.
 
-    ``status`` is what the client was sent, 0 if nothing. ``outcome`` and ``detail`` are for the log.
-    ``head_sent``: the response has begun, so an error can only break it off.
+    ``status`` is the status that the client got, 0 if it got none. ``outcome`` and ``detail`` are for
+    the log. ``head_sent``: the response has begun, so an error can only break it off.
     """
 
     def __init__(self, request: web.BaseRequest, path: str, request_id: str) -> None:
@@ -49,12 +49,12 @@ class PassedRequest:
         return transport is None or transport.is_closing()
 
     def begin_response(self, status: int) -> None:
-        """Note that the head of the response is what goes out next."""
+        """Note that the response head is written next."""
         self.status = status
         self._first_byte_s = monotonic() - self._started
 
     def watch(self, silence: asyncio.Timeout, silence_s: float) -> None:
-        """Put ``silence`` off by ``silence_s`` whenever something moves."""
+        """Set ``silence`` to ``silence_s`` from now whenever bytes move."""
         self._silence, self._silence_s = silence, silence_s
 
     def moved(self) -> None:
@@ -63,7 +63,7 @@ class PassedRequest:
             self._silence.reschedule(asyncio.get_running_loop().time() + self._silence_s)
 
     def end_span(self) -> None:
-        """End the span that was started for it, if one was."""
+        """End the span of the request, if one was started."""
         failed = "" if self.status < 400 else str(self.status)
         self.span.end(failed if self.outcome == "ok" else self.outcome, self.status)
 

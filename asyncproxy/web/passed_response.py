@@ -1,4 +1,4 @@
-"""An upstream's response on its way to the client: the head in its own bytes, the body streamed."""
+"""Writes an upstream's response to the client: the head in its own bytes, the body as it arrives."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _FRAMING: Final = frozenset({"content-length"})
 
 
 async def relay(passed: PassedRequest, exchange: Exchange, *, gather: bool) -> web.StreamResponse:
-    """Write a response to the client as it arrives. ``gather``: there are others to write."""
+    """Write a response to the client as it arrives. ``gather``: other responses are under way."""
     request = passed.request
     writer, has_body = request.writer, exchange.has_body
     keep_alive, chunked, framing = _framing(request, exchange)
-    # What has arrived with the head leaves with the head: a small response is one write.
+    # The bytes that arrived with the head leave with the head: a small response is one write.
     pending = head(exchange, framing, without_length=exchange.length is None)
     passed.begin_response(exchange.status)
     piece = exchange.received() if has_body else b""
@@ -53,9 +53,9 @@ async def relay(passed: PassedRequest, exchange: Exchange, *, gather: bool) -> w
 
 
 def _framing(request: web.BaseRequest, exchange: Exchange) -> tuple[bool, bool, bytes]:
-    """Whether the connection goes on, whether the body is chunked, and the header lines that say so."""
+    """Whether the connection stays open, whether the body is chunked, and the header lines for both."""
     http11 = request.version == HttpVersion11
-    # After an Upgrade that was not taken up, aiohttp reads no further request (RFC 9110, 7.8).
+    # After an Upgrade that was not accepted, aiohttp reads no further request (RFC 9110, 7.8).
     keep_alive = request.keep_alive and "Upgrade" not in request.headers
     lines = b""
     chunked = False
@@ -89,13 +89,13 @@ def head(exchange: Exchange, own_lines: bytes, *, without_length: bool = False) 
 
 
 def break_off(request: web.BaseRequest) -> web.StreamResponse:
-    """End the client's connection so that it cannot take what it has for the whole response."""
+    """Close the client's connection so that the client does not take a part for the whole response."""
     transport = request.transport
     if transport is not None:
         if request.version == HttpVersion11:
-            transport.close()  # the body is framed: what has arrived still gets there
+            transport.close()  # the framing shows that the body is incomplete
         else:
-            # Nothing frames this body: only a reset tells half of it from all of it.
+            # Nothing frames an HTTP/1.0 body: only a reset shows that it is incomplete.
             connection = transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             transport.abort()

@@ -1,7 +1,7 @@
-"""The streaming proxy: every request that is not ours goes to the upstream, byte for byte.
+"""The streaming proxy: every request that no other route takes goes to the upstream, byte for byte.
 
-Both bodies are streamed. The response's head is made of the upstream's raw header fields, in their
-order, so that a client sees what it would have seen without us.
+Both bodies are streamed. The response head has the upstream's raw header fields in their order, so a
+client sees the same response as without the proxy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from asyncproxy.wire.headers import raw_lines
 
 __all__ = ["PassThrough"]
 
-# A JSON body up to this size is read before it is sent on, to see which model it asks for. In bytes.
+# A JSON body up to this size, in bytes, is read before it is forwarded, to find its model.
 _SMALL_BODY: Final = 1024 * 1024
 
 _NONE: Final = frozenset[str]()
@@ -41,7 +41,7 @@ _TRACEPARENT: Final = frozenset({"traceparent"})
 
 
 class PassThrough:
-    """Handles what no other route did."""
+    """Handles the requests that no other route takes."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class PassThrough:
         return len(self._under_way)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
-        """Send a request on, and its answer back."""
+        """Forward a request, and its response back."""
         path = request.raw_path
         if not path.startswith("/"):  # the absolute form of a request target
             path = request.rel_url.raw_path_qs or "/"
@@ -80,7 +80,7 @@ class PassThrough:
     async def send(
         self, request: web.BaseRequest, path: str, body: list[bytes] | None = None
     ) -> web.StreamResponse:
-        """Send a request on under another path, and take its body from ``body`` if that was read."""
+        """Forward a request under another path. A body that was already read is taken from ``body``."""
         request_id = request.headers.get("X-Request-Id") or self._new_id()
         passed = PassedRequest(request, path, request_id)
         self._under_way.add(passed)
@@ -95,7 +95,7 @@ class PassThrough:
             else:
                 passed.status, passed.outcome = error.status, error.code
             passed.detail = error.detail
-            # aiohttp reads no further request after an Upgrade that was not taken up.
+            # aiohttp reads no further request after an Upgrade that was not accepted.
             error.close = error.close or "Upgrade" in request.headers
             if isinstance(error, CallError) and passed.client_gone:
                 passed.outcome = "client_gone"
@@ -106,7 +106,7 @@ class PassThrough:
             passed.outcome = "client_gone"
             return break_off(request)
         except asyncio.CancelledError:
-            if passed.status != 101:  # a tunnel may be ended by either side
+            if passed.status != 101:  # either side may end a tunnel
                 passed.outcome = "client_gone"
             raise
         finally:
@@ -129,7 +129,7 @@ class PassThrough:
         _check(request)
         upgrade = wants_tunnel(request)
         body = await self._body(passed, read)
-        # After the last await: the upstreams may be others than when the request began.
+        # After the last await: a reload may have replaced the upstreams since the request began.
         upstream = self._upstream(passed, body)
         length = request.headers.get("Content-Length")
         passed.span = self._tracer.start(
@@ -158,9 +158,9 @@ class PassThrough:
             length=None if length is None else int(length),
             upgrade=upgrade,
         )
-        del body  # a stream may last long, and does not need it any more
+        del body  # a stream may last long and no longer needs the body
         try:
-            # Silence, in either direction, and not the length of the exchange is what ends it.
+            # The timeout limits the silence in both directions, and not the length of the exchange.
             async with asyncio.timeout(upstream.total_s) as silence:
                 passed.watch(silence, upstream.total_s)
                 async with exchange:
@@ -175,14 +175,14 @@ class PassThrough:
         if self._routes.needs_model and passed.path.startswith("/v1/"):
             if isinstance(body, bytes) and body:
                 model = body_fields.model_of(body)
-            elif wants_tunnel(passed.request):  # as the realtime API names it
+            elif wants_tunnel(passed.request):  # the realtime API has the model in the query
                 query = parse_qs(passed.path.partition("?")[2], max_num_fields=100)
                 model = query.get("model", [None])[0]
         passed.upstream = self._routes.first if model is None else self._routes.upstream_for(model)
         return self._upstreams[passed.upstream]
 
     async def _body(self, passed: PassedRequest, read: list[bytes] | None) -> RequestBody:
-        """The body to send on: as bytes if all of it is here, or has to be looked into."""
+        """The body to forward: bytes if all of it has arrived or has to be read for its model."""
         request = passed.request
         if read is not None:
             body = read.pop()
@@ -201,11 +201,11 @@ class PassThrough:
 
 
 def _check(request: web.BaseRequest) -> None:
-    """Refuse what must not, or cannot, be sent on."""
+    """Raise an error for a request that must not, or cannot, be forwarded."""
     if request.version < HttpVersion10:
         raise InvalidRequest("HTTP/0.9 does not go through this proxy. Use HTTP/1.1.")
     if request.method in ("TRACE", "CONNECT"):
-        # TRACE would echo the headers that we add, and the gateway's key is among them.
+        # TRACE would echo the headers that the proxy adds. The gateway's key is among them.
         raise MethodNotAllowed(
             f"{request.method} does not go through this proxy.",
             allow="GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
@@ -215,7 +215,7 @@ def _check(request: web.BaseRequest) -> None:
 
 
 def _may_be_json(request: web.BaseRequest) -> bool:
-    """Whether a body may name a model. Its type may be any: `curl -d` names another."""
+    """Whether a body may name a model. The content type does not decide: `curl -d` sends another."""
     return (
         not request.content_type.startswith("multipart/")
         and (request.content_length or 0) <= _SMALL_BODY
@@ -226,7 +226,7 @@ def _may_be_json(request: web.BaseRequest) -> bool:
 async def _counted(
     passed: PassedRequest, beginning: bytes, rest: AsyncGenerator[bytes, None]
 ) -> AsyncGenerator[bytes, None]:
-    """A client's body as it arrives."""
+    """A client's body as it arrives, each piece counted."""
     if beginning:
         passed.received_bytes += len(beginning)
         yield beginning

@@ -1,7 +1,7 @@
-"""The relay: async for clients that know nothing of it. The wire contract, section 6.
+"""The relay: async jobs for clients that only know the sync paths. The wire contract, section 6.
 
-No connection stays open for longer than ``hold_s``: what takes longer is answered with a redirect to a
-path that is held again. HTTP clients follow it by themselves.
+A request waits for its job for at most ``hold_s``. If the job takes longer, the response is a redirect
+to a path that waits again. HTTP clients follow redirects by themselves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["Relay"]
 
 _PREFIX = "/v1/relay"
 
-# A client follows a redirect at once, over whatever network it has, and may ask there again.
+# A client follows a redirect within this time, on a slow network too, and may repeat the request.
 _FOLLOWED_WITHIN_S: Final = 60.0
 
 _UUID: Final = re.compile("[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
@@ -41,8 +41,8 @@ PassOn = Callable[[web.BaseRequest, str, list[bytes] | None], Awaitable[web.Stre
 class Relay:
     """The routes under ``/v1/relay/``.
 
-    ``pass_on`` sends a request to the upstream under another path, with its body if that was read: it
-    takes it out of the list, so that nobody keeps it for longer than it is needed.
+    ``pass_on`` sends a request to the upstream under another path. If the body was already read,
+    ``pass_on`` takes it out of the list, so that no frame keeps the body for longer than needed.
     """
 
     def __init__(
@@ -63,10 +63,11 @@ class Relay:
         self.hold_s = hold_s
         self.max_hops = max_hops
         self._clock = clock
-        self._shortest_hold_s = hold_s  # of those that ended in a redirect: a reload changes it
+        # The shortest hold that has ended in a redirect. A reload may change ``hold_s``.
+        self._shortest_hold_s = hold_s
 
     def routes(self, endpoints: Iterable[Endpoint]) -> Iterator[Route]:
-        """The relayed paths of ``endpoints``. All others pass as if ``/relay`` were not there."""
+        """The relayed paths of ``endpoints``. Other paths pass through, without ``/relay``."""
         for endpoint in endpoints:
             begin = answering_errors(partial(self._begin, endpoint), endpoint=endpoint.name)
             yield Route("POST", endpoint.relay_path, begin)
@@ -92,15 +93,15 @@ class Relay:
             return await self._pass_on(request, _without_prefix(request), body)
         except ApiError as error:
             if isinstance(error, UnsupportedMediaType) and not request.content.at_eof():
-                return await self._elsewhere(request)  # its body was not read
+                return await self._elsewhere(request)  # the body was not read
             self._service.refused(endpoint, error)
             raise
-        del read  # nothing of the request is kept here while the job is held
+        del read  # no part of the request stays in memory here during the wait
         folder = endpoint.name.rpartition("/")[2] + "/"
         return await self._hold(endpoint, job, hop=0, folder=folder)
 
     async def _go_on(self, endpoint: Endpoint, request: web.BaseRequest, job_id: str) -> Response:
-        if not _UUID.fullmatch(job_id):  # the gateway's own: /v1/responses/resp_1
+        if not _UUID.fullmatch(job_id):  # an id of the gateway: /v1/responses/resp_1
             return await self._elsewhere(request)
         job = await self._requests.find(endpoint, request, job_id)
         hop = request.query.get("hop", "")
@@ -110,7 +111,10 @@ class Relay:
     async def _hold(
         self, endpoint: Endpoint, job: Job | Outcome, *, hop: int, folder: str
     ) -> WireResponse:
-        """Hold a request. ``folder`` is what a job's path has beyond that of the request's folder."""
+        """Wait for a job, then deliver its result or redirect.
+
+        ``folder`` is the part of the job's path that the request's path lacks: ``embeddings/``.
+        """
         submitted_at = job.created_at if isinstance(job, Job) else None
         job = await self._service.wait(job, self.hold_s)
         if isinstance(job, Outcome):
@@ -121,16 +125,16 @@ class Relay:
             )
         self._observer.relay_hop(RelayHop(endpoint.name))
         self._shortest_hold_s = min(self._shortest_hold_s, self.hold_s)
-        # Relative, so that it holds behind an ingress that strips a prefix, and in a sub-application.
+        # A relative URL works behind an ingress that strips a prefix, and in a sub-application.
         location = job_responses.header("Location", f"{folder}{job.id}?hop={hop + 1}")
         return WireResponse(303, location + job_responses.NO_STORE, b"")
 
     def _keep_s(self, submitted_at: float | None, *, first: bool) -> float:
-        """How long a result that is being delivered stays for those who were redirected to its path.
+        """How long a delivered result stays for other clients that were redirected to its path.
 
-        Requests that are equal share a job, on any node. None was redirected before the first hold of
-        the job was over: half of that leaves room for clocks that differ. ``submitted_at`` is None for
-        a job that had ended when this request came.
+        Equal requests share a job, on any node. No client is redirected before the first hold of the
+        job is over. So a job that ended within half a hold has no redirected client. The other half
+        allows for clocks that differ. ``submitted_at`` is None if the job ended before this request.
         """
         if first and submitted_at is not None:
             hold_s = min(self._shortest_hold_s, self.hold_s)
@@ -139,14 +143,17 @@ class Relay:
         return max(_FOLLOWED_WITHIN_S, self.hold_s)
 
     def _delivering(self, outcome: Outcome, *, keep_s: float) -> WireResponse:
-        """The answer. That it was taken is noted: if it was not, a retry is to find this result."""
+        """The result as a response. Once it is written, the result is marked as delivered.
+
+        Until then, a retry of the request finds the same result.
+        """
         response = job_responses.own_response(outcome, self._service.read)
         response.when_written(partial(self._service.delivered, outcome, keep_s))
         return response
 
 
 def _without_prefix(request: web.BaseRequest) -> str:
-    """The path and query as if ``/relay`` were not there, otherwise as they were sent."""
+    """The path and query of a request without ``/relay``, otherwise unchanged."""
     return "/v1" + request.raw_path.removeprefix(_PREFIX)
 
 

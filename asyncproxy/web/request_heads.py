@@ -1,7 +1,7 @@
-"""What the head of a request says: who it is from, what kind of job it asks for, what goes upstream.
+"""Reads request heads: the caller, the options of the job, the header fields that go upstream.
 
-A client writes the same head with each of its requests, but for the length of the body. So a connection
-remembers the last one that it had, and what that meant: to read it anew takes a fifth of a submit.
+Most clients send the same head with each request, except for the length of the body. So a connection
+caches its last head with the result of reading it. Reading a head takes a fifth of a submit.
 """
 
 from __future__ import annotations
@@ -23,26 +23,30 @@ __all__ = ["RequestHeads"]
 
 RawHead = tuple[tuple[bytes, bytes], ...]
 
-# Of a client's, as far as the log has it. It goes upstream whole.
+# Characters of a client's request id that are logged. The whole id goes upstream.
 _LONGEST_REQUEST_ID: Final = 256
 
-# Fields and bytes of a head that is remembered: a connection that idles must not cost much.
+# Fields and bytes of a head that is cached: an idle connection must not cost much.
 _MOST_FIELDS: Final = 32
 _MOST_BYTES: Final = 4096
 
-# A content coding is undone before a body becomes a job.
+# Fields that stay behind. A content coding is undone before a body becomes a job.
 _LEFT: Final = headers.OURS | {"accept-encoding", "content-encoding"}
 
 _JSON: Final = "application/json"
 
 
 class _Remembered(msgspec.Struct, frozen=True, gc=False):
-    """A head, the fields around its ``Content-Length``, that one's name, and the keys then."""
+    """A cached head."""
 
     before: RawHead
+    """The fields before ``Content-Length``."""
     length_name: bytes
+    """The name ``Content-Length`` as the client wrote it."""
     after: RawHead
+    """The fields after ``Content-Length``."""
     keys: tuple[bytes, ...]
+    """The digests of the key ring when the head was read."""
     head: RequestHead
 
     def __repr__(self) -> str:
@@ -50,14 +54,14 @@ class _Remembered(msgspec.Struct, frozen=True, gc=False):
 
 
 class RequestHeads:
-    """Reads heads. ``keys`` are who may come in, ``key`` is what digests are made with."""
+    """Reads heads. ``keys`` are the accepted client keys, ``key`` is the key of the digests."""
 
     def __init__(self, keys: KeyRing, key: bytes) -> None:
         self._keys = keys
         self._key = key
 
     def caller(self, request: web.BaseRequest) -> Caller:
-        """Who a request is from. Raises :class:`InvalidApiKey` for one who may not come in."""
+        """The sender of a request. Raises :class:`InvalidApiKey` if ``keys`` do not accept it."""
         found = authenticate(request, self._keys)
         if found is None:
             return Caller(None, b"")
@@ -68,12 +72,12 @@ class RequestHeads:
         """The head of a request that is to become a job.
 
         Raises :class:`InvalidApiKey`, :class:`UnsupportedMediaType`, or :class:`InvalidRequest` for a
-        field that cannot be sent on.
+        field that cannot be forwarded.
         """
         connection, raw = request.protocol, request.raw_headers
         if not isinstance(connection, Connection):
             return self._read(request)
-        last = connection.last_head  # with other keys (a reload), it may not come in any more
+        last = connection.last_head  # unused if a reload has changed the keys
         if isinstance(last, _Remembered) and last.keys is self._keys.digests:
             at = len(last.before)
             if (
@@ -103,19 +107,19 @@ class RequestHeads:
         )
 
     def _sent(self, request: web.BaseRequest, caller: Caller) -> tuple[str, ...]:
-        # There is always a field: X-Forwarded-Proto, if no other.
+        # The list is never empty: it has X-Forwarded-Proto at least.
         fields = headers.texts(
             upstream_headers(request, self._keys, caller.header, request_id=None, without=_LEFT)
         )
         kinds = [value for name, value in fields if name.lower() == "content-type"]
-        if len(kinds) != 1 or not _is_known(kinds[0]):  # it is read as JSON, and sent as that
+        if len(kinds) != 1 or not _is_known(kinds[0]):  # the body is read as JSON: send it as JSON
             fields = [pair for pair in fields if pair[0].lower() != "content-type"]
             fields.append(
                 ("Content-Type", kinds[0] if kinds and multipart.is_form(kinds[0]) else _JSON)
             )
         there = {name.lower() for name, _ in fields}
         pieces = [head_of(fields)]
-        for name in ("X-Request-Id", "Idempotency-Key"):  # the upstream may see a job twice
+        for name in ("X-Request-Id", "Idempotency-Key"):  # a job may be sent to the upstream twice
             if name.lower() not in there:
                 pieces[-1] += f"\n{name}\n"
                 pieces.append("")
@@ -136,12 +140,12 @@ def _is_known(content_type: str) -> bool:
 
 def _request_id(given: str) -> str:
     text = given[:_LONGEST_REQUEST_ID]
-    # Half a surrogate pair, which is how aiohttp reads bytes that are not UTF-8, cannot be stored.
+    # aiohttp decodes bytes that are not UTF-8 to half surrogate pairs. A store cannot encode them.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _idempotency_key(given: str | None) -> bytes | None:
-    """The key, quoted (draft-ietf-httpapi-idempotency-key-header) or bare; empty is none."""
+    """The key, quoted (draft-ietf-httpapi-idempotency-key-header) or bare. None if it is empty."""
     if given is None:
         return None
     return given.strip().strip('"').encode("utf-8", "surrogateescape") or None

@@ -36,12 +36,12 @@ class Route(NamedTuple):
     method: str
     """Upper case. ``*``: every method for which the path has no other route."""
     path: str
-    """``{id}`` stands for one segment, ``{rest}`` at the end for anything."""
+    """``{id}`` matches one segment, ``{rest}`` at the end matches anything."""
     handler: Handler
 
 
 class RouteTable:
-    """Finds the handler of a request by its method and its path, both as they were sent."""
+    """Finds the handler of a request by its method and its path. Paths are not decoded."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         self.routes = tuple(routes)
@@ -50,7 +50,7 @@ class RouteTable:
             self._paths.setdefault(route.path, {})[route.method] = route.handler
         prefixes = [path for path in self._paths if path.endswith(_REST)]
         self._prefixes = sorted(prefixes, key=len, reverse=True)
-        # The targets that clients mostly write, each found by one look.
+        # The targets of most requests, each found by one look-up.
         self._posts = {
             r.path: r.handler for r in self.routes if r.method == "POST" and "{" not in r.path
         }
@@ -61,7 +61,7 @@ class RouteTable:
         }
 
     def dispatch(self, request: web.BaseRequest) -> Awaitable[Response]:
-        """Have a request answered."""
+        """Answer a request by its handler."""
         target = request.raw_path
         if request.method == "POST":
             handler = self._posts.get(target)
@@ -80,7 +80,7 @@ class RouteTable:
             handler, ids = self.find(request.method, resolved.partition("?")[0])
         except ApiError as error:
             return _refused(error)
-        if resolved != target:  # whoever reads the path from the request reads this one
+        if resolved != target:  # a handler that reads the path of the request must see the resolved one
             request = request.clone(rel_url=URL(resolved, encoded=True))
         return handler(request, *ids)
 
@@ -137,7 +137,7 @@ def _in_application(route: Route) -> Callable[[web.Request], Awaitable[web.Strea
     async def handle(request: web.Request) -> web.StreamResponse:
         ids = (request.match_info["id"],) if takes_id else ()
         path = route.path.replace("{id}", *ids) if takes_id else route.path
-        # aiohttp's router decodes a path first: `/%2D/metrics` is past a rule for `/-/` in front of us.
+        # aiohttp's router decodes a path first. `/%2D/metrics` would get past a rule of nginx on `/-/`.
         if whole and not request.rel_url.raw_path.endswith(path):
             response = await _refused(UnknownEndpoint("There is no such path here."))
         else:

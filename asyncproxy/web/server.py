@@ -1,4 +1,4 @@
-"""Listens: our connections on a TCP port, and a table of routes behind them."""
+"""Serves a table of routes on a TCP port."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MAX_CONNECTIONS", "listening"]
 
 logger = logging.getLogger(__name__)
 
-# Connections that may wait to be accepted: a fleet of workers that starts at once.
+# Connections that may wait to be accepted: a fleet of clients may start at once.
 _BACKLOG = 4096
 
 MAX_CONNECTIONS = 10_000
@@ -33,10 +33,10 @@ async def listening(
     max_connections: int = MAX_CONNECTIONS,
     reuse_port: bool = False,
 ) -> AsyncIterator[str]:
-    """Serve ``table`` for the length of a ``with``, which gets the URL that it listens on.
+    """Serve ``table`` for the length of a ``with``. Yields the URL of the address.
 
     ``client_timeout_s`` and ``max_connections``: see :class:`EdgeServer`.
-    ``reuse_port``: other processes listen on this address too, and want to.
+    ``reuse_port``: other processes may listen on the same address.
     Raises :class:`StartupError` if the address cannot be listened on.
     """
     if parser_is_lax():
@@ -47,7 +47,7 @@ async def listening(
     server = EdgeServer(
         table.dispatch, client_timeout_s=client_timeout_s, max_connections=max_connections
     )
-    # Handlers get their grace while we still listen; what is left after it is cut off.
+    # Handlers get their grace while the server still listens. Handlers that are left are cut off.
     runner = web.ServerRunner(server, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:

@@ -1,4 +1,4 @@
-"""WebSockets: the gateway's ``101``, then the bytes of both sides as they are (RFC 9110, 7.8)."""
+"""WebSockets: the gateway's ``101``, then the bytes of both sides, unread (RFC 9110, 7.8)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from asyncproxy.web.wire_response import AlreadyWritten
 
 __all__ = ["UPGRADE", "tunnel", "wants_tunnel"]
 
-# What is sent to the next hop in place of the client's own fields, and back.
+# The fields for the upstream, and for the client, in place of the other side's own fields.
 UPGRADE: Final = b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
 
 _READ_BUFFER: Final = 64 * 1024
@@ -40,7 +40,7 @@ def wants_tunnel(request: web.BaseRequest) -> bool:
 
 
 async def tunnel(passed: PassedRequest, exchange: Exchange) -> web.StreamResponse:
-    """Answer with the upstream's ``101``, and let bytes through until either side closes."""
+    """Answer with the upstream's ``101``, then pass bytes through until either side closes."""
     request = passed.request
     await request.writer.write(head(exchange, UPGRADE))
     passed.begin_response(101)
@@ -54,7 +54,7 @@ async def tunnel(passed: PassedRequest, exchange: Exchange) -> web.StreamRespons
             task.cancel()
         await asyncio.wait({up, down})
         if client.exception() is None and (last := client.read_nowait()):
-            # The client has left behind its last words, the close frame as a rule.
+            # The client's last bytes are still to be sent: usually its close frame.
             with contextlib.suppress(CallError):
                 await exchange.write(last)
     for task in (up, down):
@@ -80,7 +80,7 @@ async def _to_client(passed: PassedRequest, exchange: Exchange) -> None:
 
 
 def _bytes_of(request: web.BaseRequest) -> StreamReader:
-    """What a client says after its request, as aiohttp's own WebSockets get it: bytes as they come."""
+    """The bytes that a client sends after its request. aiohttp's own WebSockets get them so too."""
     protocol = request.protocol
     content = StreamReader(protocol, _READ_BUFFER, loop=asyncio.get_running_loop())
     protocol.set_parser(VerbatimParser(content))  # type: ignore[arg-type]  # in the shape of its parser

@@ -1,8 +1,8 @@
-"""Answers whose head is written once, as bytes.
+"""Responses whose head is assembled as bytes.
 
-aiohttp's own :class:`aiohttp.web.Response` builds a multidict and serialises it for each answer, which
-is most of what a small answer costs. Here the head is put together by hand. Only in an application of
-somebody else, which may change our answers, is one made of aiohttp's.
+:class:`aiohttp.web.Response` builds a multidict and serialises it for each response: most of the cost
+of a small response. Here the head is assembled directly. In a host application the response becomes one
+of aiohttp's, because the host's middlewares and signals may change it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-# A body up to this size goes out in one write with its head; a larger one is not copied, but written
-# in pieces of it, each when the one before has left.
+# A body up to this size is one write with its head. A larger body is not copied. It is written in
+# pieces of this size, each when the piece before has left.
 _PIECE: Final = 256 * 1024
 
 _BODILESS: Final = frozenset({204, 304})
@@ -53,7 +53,7 @@ _STATUS_LINES: Final = {
 }
 
 
-# The header lines of JSON of ours. It is about one client and one moment, so nobody may keep it.
+# The header lines of the proxy's own JSON. The response is for one client and one moment: no caching.
 JSON: Final = b"Content-Type: application/json\r\nCache-Control: no-store\r\n"
 
 
@@ -69,11 +69,11 @@ def status_line(status: int) -> bytes:
 
 
 class WireResponse:
-    """An answer of a status, header lines (each with its CRLF) and a body, written by itself.
+    """A response that writes itself: a status, header lines (each with its CRLF) and a body.
 
     ``Date``, ``Content-Length`` and ``Connection`` are added: ``lines`` must not name them. A
-    connection of aiohttp asks an answer for ``prepare``, ``write_eof`` and ``keep_alive``. An
-    application of aiohttp wants more: see :meth:`for_application`.
+    connection of aiohttp uses ``prepare``, ``write_eof`` and ``keep_alive`` of a response. An
+    application of aiohttp needs more: see :meth:`for_application`.
     """
 
     __slots__ = ("_after", "_body", "_pieces", "_size", "keep_alive", "lines", "status")
@@ -90,7 +90,7 @@ class WireResponse:
         self._after: Callable[[], Awaitable[None]] | None = None
 
     def stream(self, size: int, pieces: Callable[[], AsyncIterator[bytes]]) -> None:
-        """Write ``pieces``, ``size`` bytes in all, in place of the body: each is read as it leaves."""
+        """Write ``pieces`` in place of the body, ``size`` bytes in all. Each is read when it is due."""
         self._size, self._pieces = size, pieces
 
     async def begin(self) -> None:
@@ -101,15 +101,15 @@ class WireResponse:
             self._pieces = lambda: _preceded(first, pieces)
 
     def force_close(self) -> None:
-        """Close the connection after this answer."""
+        """Close the connection after this response."""
         self.keep_alive = False
 
     def when_written(self, after: Callable[[], Awaitable[None]]) -> None:
-        """Await ``after`` when all has been written, and the client was there to take it."""
+        """Await ``after`` when the whole response is written and the client is still connected."""
         self._after = after
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write the answer. Raises :class:`ConnectionError` if the client has gone."""
+        """Write the response. Raises :class:`ConnectionError` if the client has gone."""
         if self.keep_alive is None:
             self.keep_alive = request.keep_alive
         head = self.head()
@@ -118,7 +118,7 @@ class WireResponse:
         transport = request.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("the client has gone")
-        request.writer.output_size += len(head)  # from here on no other answer can be given
+        request.writer.output_size += len(head)  # from here on no other response can be written
         if request.method == "HEAD" or self.status in _BODILESS:
             _write_soon(transport, head)
         elif self._pieces is not None:
@@ -142,7 +142,7 @@ class WireResponse:
                 for part in _cut(piece):
                     await writer.write(part)
         except ApiError as error:
-            # The head has promised more: only a broken connection says that this is not all.
+            # The head has announced more bytes: only a broken connection shows that they are missing.
             logger.warning("a result breaks off while it is being sent: %s", error.detail or error)
             transport.abort()
             raise ClientConnectionResetError("the rest of the result cannot be read") from error
@@ -154,10 +154,10 @@ class WireResponse:
             await self._after()
 
     async def write_eof(self) -> None:
-        """All is written already."""
+        """Nothing is left to write: :meth:`prepare` writes the body too."""
 
     def head(self) -> bytes:
-        """The head in HTTP/1.1, to its empty line."""
+        """The HTTP/1.1 head, with its empty line."""
         return b"".join(
             (
                 status_line(self.status),
@@ -173,7 +173,7 @@ class WireResponse:
             yield bytes(part)
 
     def for_application(self) -> web.StreamResponse:
-        """The same as aiohttp's own response, whose headers a middleware or a signal may change."""
+        """The same as a response of aiohttp, whose headers a middleware or a signal may change."""
         fields = (line.partition(b": ") for line in self.lines.split(b"\r\n") if line)
         headers = CIMultiDict((name.decode("ascii"), _text(value)) for name, _, value in fields)
         headers.setdefault("Server", "asyncproxy")  # aiohttp would name its version
@@ -191,7 +191,7 @@ class WireResponse:
 
 
 class _ApplicationResponse(web.Response):
-    """An answer on its way through the middlewares and signals of an application."""
+    """A response that goes through the middlewares and signals of a host application."""
 
     after: Callable[[], Awaitable[None]] | None = None
 
@@ -203,7 +203,7 @@ class _ApplicationResponse(web.Response):
 
 
 class AlreadyWritten(web.StreamResponse):
-    """Tells aiohttp that the answer has been written to the connection."""
+    """Tells aiohttp that the response is already written to the connection."""
 
     def __init__(self, *, keep_alive: bool) -> None:
         super().__init__()
@@ -221,12 +221,12 @@ class AlreadyWritten(web.StreamResponse):
 
 
 async def write_continue(request: web.BaseRequest) -> None:
-    """Write ``100 Continue``, which is no answer yet (RFC 9110, section 15.2)."""
+    """Write ``100 Continue``, an interim response (RFC 9110, section 15.2)."""
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0
 
 
-# What a handler of ours returns.
+# The return value of a handler.
 Response = WireResponse | web.StreamResponse
 
 
@@ -265,12 +265,12 @@ def _text(value: bytes) -> str:
 
 
 def json_response(status: int, body: bytes | memoryview, *, lines: bytes = b"") -> WireResponse:
-    """JSON of ours, with the header lines :data:`JSON` and ``lines``."""
+    """A JSON response with the header lines :data:`JSON` and ``lines``."""
     return WireResponse(status, JSON + lines, body)
 
 
 def error_response(error: ApiError, body: bytes, *, close: bool = False) -> WireResponse:
-    """An error of ours; ``body`` is what :func:`asyncproxy.wire.envelope.error_body` made of it."""
+    """An error response. ``body`` comes from :func:`asyncproxy.wire.envelope.error_body`."""
     response = json_response(error.status, body, lines=field_lines(error.headers).encode())
     if close or error.close:
         response.force_close()

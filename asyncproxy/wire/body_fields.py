@@ -1,4 +1,4 @@
-"""Where our fields stand in a JSON body, and how to change one and leave all other bytes. Pure."""
+"""Finds the proxy's own fields in a JSON body, and changes one without touching other bytes. Pure."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = [
     "without_model_prefix",
 ]
 
-# Fields that must not stand there twice, and those that only have to be there.
+# Fields that a body must not have twice, and one more that is looked for.
 ONCE: Final = ("model", "input", "stream", "stream_format", "fallbacks")
 _NAMES: Final = {f'"{name}"'.encode(): name for name in (*ONCE, "messages")}
 
 # Each letter of a name may be an escape of six bytes.
 _LONGEST_NAME: Final = 6 * max(map(len, _NAMES))
 
-# Of a string that is read: 512 characters, each of which may be two escapes of six bytes.
+# Bytes of the longest string that is read: 512 characters, each of up to two escapes of six bytes.
 MAX_TEXT_BYTES: Final = 12 * 512 + 2
 
 BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
@@ -56,20 +56,20 @@ class Repeated(ValueError):
 
 
 class Place(NamedTuple):
-    """Where a field stands."""
+    """The place of a field in a body, as offsets: start and end."""
 
     value: tuple[int, int]
-    """Its value."""
+    """The value."""
     member: tuple[int, int]
-    """What to cut out to leave it out: with the comma before it, or behind it if it is the first."""
+    """The bytes to cut to remove the field, with the comma before it (after it, for the first)."""
 
 
 def find(body: bytes) -> Steps[dict[str, Place]]:
-    """The fields of ours that the object ``body`` has, itself and not in what it holds.
+    """The proxy's own fields among the members of the object ``body``. Nested objects do not count.
 
-    Raises :class:`InvalidText` for what is not JSON, :class:`NotAnObject`, and :class:`Repeated`. Which
-    of two counts is each parser's choice (RFC 8259, section 4): a model that we route by and the
-    upstream does not see, or a stream that we do not see, must not get through.
+    Raises :class:`InvalidText`, :class:`NotAnObject`, and :class:`Repeated`. Of two equal names, each
+    parser may take either (RFC 8259, section 4). Then the upstream could read another model than the
+    proxy routes by, or a ``stream`` that the proxy has not seen.
     """
     found: dict[str, Place] = {}
     last_end = 0  # of the member before; 0 for the first
@@ -94,7 +94,7 @@ def find(body: bytes) -> Steps[dict[str, Place]]:
 
 
 def _name(body: bytes, span: Span) -> str | None:
-    """Which of our fields a member is, however its name is spelled."""
+    """The proxy's own field that a member is, also if its name is written with escapes."""
     start, end = span[:2]
     if end - start > _LONGEST_NAME:
         return None
@@ -105,14 +105,14 @@ def _name(body: bytes, span: Span) -> str | None:
 
 
 def text_at(body: bytes, start: int, end: int) -> str | None:
-    """The string that stands there, if one does and it is not long."""
+    """The string between two offsets. None if there is another value, or a longer string."""
     if body[start] != _QUOTE or end - start > MAX_TEXT_BYTES:
         return None
     return json_text.parse(body[start:end], _TEXT)
 
 
 def model_of(body: bytes) -> str | None:
-    """The model that a small JSON body names, or None. Never raises: others judge that request."""
+    """The model that a small JSON body names. None if the body is malformed or names none."""
     try:
         return json_text.parse(body.removeprefix(BYTE_ORDER_MARK), _MODEL).model
     except (json_text.InvalidText, msgspec.ValidationError):
@@ -120,15 +120,15 @@ def model_of(body: bytes) -> str | None:
 
 
 def with_model(body: bytes, model: str) -> Steps[bytes]:
-    """A JSON body that was checked, asking for another model. All other bytes stay as they were."""
+    """A checked JSON body with another model. All other bytes stay."""
     start, end = yield from _model_in(body)
     return b"".join((body[:start], msgspec.json.encode(model), body[end:]))
 
 
 def without_model_prefix(content_type: str, body: bytes, prefix: str) -> Steps[bytes]:
-    """A body that was checked, its model without ``prefix``. All other bytes stay as they were.
+    """A checked body with ``prefix`` removed from its model. All other bytes stay.
 
-    The same body if its model does not begin with that, or is nothing else.
+    The same body if the model does not begin with the prefix, or is the prefix alone.
     """
     if multipart.is_form(content_type):
         for part in (yield from multipart.parse(content_type, body)):
@@ -137,7 +137,7 @@ def without_model_prefix(content_type: str, body: bytes, prefix: str) -> Steps[b
         return body
     try:
         start, end = yield from _model_in(body)
-    except json_text.InvalidText:  # nested more deeply than we walk: what was accepted is sent
+    except json_text.InvalidText:  # nested too deeply for the scan: send the body as it was accepted
         return body
     model = text_at(body, start, end)
     if model is None or model == prefix or not model.startswith(prefix):

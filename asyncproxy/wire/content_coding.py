@@ -9,17 +9,17 @@ from typing import Any, Final, Protocol
 
 __all__ = ["CODINGS", "PIECE_COST", "CannotDecode", "codings_of", "decoded"]
 
-# Bytes that go into a decoder at once, and that come out of it at the most.
+# Bytes that a decoder gets at once, and bytes that it returns at most.
 _IN: Final = 64 * 1024
 _OUT: Final = 256 * 1024
 
-# To decode a piece takes as long as to copy so many bytes of it, however small it is.
+# The fixed cost of decoding a piece, expressed as bytes of output that take as long.
 PIECE_COST: Final = 16 * 1024
 
-# Compressed streams one after the other. Each has to be begun anew, however short it is.
+# Compressed streams that may follow each other in a body. Even a short one needs a new decoder.
 _MAX_STREAMS: Final = 2048
 
-# Each coding may multiply the bytes by a thousand, so two of them are what is undone.
+# Codings of one body. Each coding may multiply the bytes by a thousand.
 _MAX_CODINGS: Final = 2
 
 # The largest window that a zstd frame may ask for: 8 MiB (RFC 9659, section 3).
@@ -27,13 +27,13 @@ _ZSTD_WINDOW_LOG: Final = 23
 
 
 class CannotDecode(ValueError):
-    """A body that is not in the coding it is said to be in. The message holds none of it."""
+    """The body is not in the coding that its header names. The message quotes none of the body."""
 
 
 def codings_of(content_encoding: str) -> tuple[str, ...] | None:
     """The codings that a ``Content-Encoding`` names, in the order in which they were applied.
 
-    None if one of them is none of ours, or if there are too many.
+    None if a coding is not supported, or if there are too many.
     """
     names = (name.strip().lower() for name in content_encoding.split(","))
     found = tuple(name for name in names if name not in ("", "identity"))
@@ -41,9 +41,9 @@ def codings_of(content_encoding: str) -> tuple[str, ...] | None:
 
 
 def decoded(codings: Iterable[str], body: bytes, *, max_bytes: int) -> Iterator[bytes]:
-    """What ``body`` was before ``codings``, in pieces of 256 KiB at the most; some may be empty.
+    """Yields ``body`` with ``codings`` undone, in pieces of at most 256 KiB. A piece may be empty.
 
-    Each piece takes some milliseconds. Beyond ``max_bytes`` there is one more piece, and then no more.
+    Each piece takes up to some milliseconds. The piece that passes ``max_bytes`` is the last one.
     Raises :class:`CannotDecode`.
     """
     pieces: Iterator[bytes] = (body[start : start + _IN] for start in range(0, len(body), _IN))
@@ -67,10 +67,10 @@ class _Decoder(Protocol):
     ended: bool
     """Whether the stream is at its end."""
     full: bool
-    """Whether there is more to come of the input so far."""
+    """Whether the input so far has more output."""
 
     def decompress(self, data: bytes) -> tuple[bytes, bytes]:
-        """256 KiB at the most of what comes next, and the rest of ``data``, to be given again."""
+        """The next output, at most 256 KiB, and the rest of ``data``, to be passed again."""
 
 
 class _Zlib:
@@ -108,7 +108,7 @@ class _Zstd:
 
 
 def _deflate(start: bytes) -> _Zlib:
-    """Deflate is in zlib's format (RFC 1950), but some clients leave out the frame of it."""
+    """``deflate`` is the zlib format (RFC 1950), but some clients leave out its header."""
     framed = start[0] & 0x0F == zlib.DEFLATED and int.from_bytes(start[:2], "big") % 31 == 0
     return _Zlib(zlib.MAX_WBITS if framed else -zlib.MAX_WBITS)
 
@@ -144,7 +144,7 @@ def _undone(
 
 
 def _module(*names: str) -> Any:
-    """The first of the modules that is there, or None."""
+    """The first of the modules that is installed, or None."""
     for name in names:
         try:
             return importlib.import_module(name)
@@ -154,7 +154,7 @@ def _module(*names: str) -> Any:
 
 
 def _codings() -> dict[str, Callable[[Iterator[bytes]], Iterator[bytes]]]:
-    """What undoes each coding that this interpreter has a library for."""
+    """The decoder of each coding that has an installed library, by its name."""
     gzip, errors = lambda _: _Zlib(16 + zlib.MAX_WBITS), (zlib.error,)
     found = {
         "gzip": lambda pieces: _undone(pieces, gzip, errors),

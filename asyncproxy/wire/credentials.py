@@ -1,8 +1,8 @@
-"""Which header says who a client is, and what is kept of it to compare. Pure.
+"""The credential of a request, its digest, and secrets masked for the log. Pure.
 
-The wire contract, section 7: the first present of ``x-bf-vk``, ``Authorization``, ``x-api-key``,
-``api-key`` and ``x-goog-api-key``; ``Bearer`` and the bare-key headers with the same key are the
-same credential.
+The wire contract, section 7: the credential is in the first of ``x-bf-vk``, ``Authorization``,
+``x-api-key``, ``api-key`` and ``x-goog-api-key`` that the request has. A key after ``Bearer`` and the
+same key in another of these headers are the same credential.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ HEADERS: Final = (
     istr("x-goog-api-key"),
 )
 
-# Fields that hold no secret, or a text that every log may have. All others do: gateways have keys in
-# headers that nobody here has heard of.
+# Fields whose values may be logged. Every other field counts as a secret: gateways take keys in headers
+# that are not known here.
 _HARMLESS: Final = frozenset(
     {
         *("accept", "accept-charset", "accept-encoding", "accept-language", "cache-control"),
@@ -58,7 +58,7 @@ _HARMLESS_PREFIXES: Final = ("sec-", "x-forwarded-", "x-stainless-")
 
 _SECRET_PARAMETER: Final = re.compile("key|token|secret|sig|password|auth", re.IGNORECASE)
 
-# How the keys of providers and gateways begin, and a JSON Web Token.
+# The beginnings of the keys of providers and gateways, and of a JSON Web Token.
 _KEY: Final = (
     r"sk-[\w-]{4,}"
     r"|(?:sk_|pk[-_]|rk[-_]|xai-|hf_|gsk_|pplx-|nvapi-|ghp_|glpat-|tgp_|r8_|AIza|eyJ)[\w.-]{8,}"
@@ -66,23 +66,23 @@ _KEY: Final = (
 _LOOKS_SECRET: Final = re.compile(rf"(?<=bearer )[^\s\"',;]+|\b(?:{_KEY})", re.IGNORECASE)
 _LONG_SECRET: Final = 8
 
-# A segment of a path that follows one of these is a key, if it is as long as one: `/key/…/info`.
+# A long segment of a path after one of these words is a key: `/key/…/info`.
 _BEFORE_KEY: Final = re.compile("keys?|tokens?|secrets?|api-?keys?", re.IGNORECASE)
 _LONG_SEGMENT: Final = 16
 _NO_KEY: Final = re.compile("(?:/(?:v1|[a-z]{1,15}))*+")  # nearly all paths, in a tenth of the time
 
-# Each secret is looked for in a text. With more of them than this, all of the text is masked.
+# The text is searched for each secret. With more secrets than this, the whole text is masked.
 _MAX_SECRETS: Final = 512
 _COVERED: Final = re.compile("\0+")
 
 
-# Where a parser begins to quote, in a `repr` or in lines of their own. An apostrophe is within a word.
+# Where a parser's message begins to quote: a line break, or a quotation mark that is no apostrophe.
 _QUOTE: Final = re.compile(r"""\n|\b(?:bytearray\()?b['"]|(?<!\w)['"]""")
 _LONGEST_REASON: Final = 200
 
 
 def find(headers: MultiMapping[str]) -> tuple[str, str] | None:
-    """The name of the header that counts, and the credential in it. None if there is none."""
+    """The name of the header that holds the credential, and the credential. None if there is none."""
     for name in HEADERS:
         value = headers.get(name)
         if value is None:
@@ -95,7 +95,7 @@ def find(headers: MultiMapping[str]) -> tuple[str, str] | None:
 
 
 def secrets(headers: Iterable[tuple[str, str]], query: str = "") -> set[str]:
-    """What of a request may be a credential: values of its headers, and of its query string."""
+    """The parts of a request that may be credentials: values of headers and of the query string."""
     found: set[str] = set()
     for name, value in headers:
         lowered = name.lower()
@@ -122,18 +122,18 @@ def _secrets_in(value: str) -> Iterator[str]:
             return
         user, _, password = pair.partition(":")
         yield pair
-        yield password or user  # some services want their key in place of the user
+        yield password or user  # some services take their key as the user name
 
 
 def masked(text: str, hidden: Collection[str], *, limit: int) -> str:
-    """``text`` with ``***`` for each of ``hidden`` in it, and for what looks like a key.
+    """``text`` with ``***`` in place of each secret of ``hidden``, and of each word like a key.
 
-    For text of an upstream that goes into the log: some quote the key that they refuse. ``limit``: how
-    many characters of it are shown; no more than a secret behind them is looked at.
+    For an upstream's text in the log: some upstreams quote the key that they refuse. At most ``limit``
+    characters are shown. The text is read to at most the length of the longest secret beyond them.
     """
     if len(hidden) > _MAX_SECRETS:
         return "***"
-    # Covered before it is cut, at its length, so that no part of a secret is left at the end.
+    # Secrets are covered before the text is cut, so that no part of a secret is left at the end.
     text = text[: limit + max(map(len, hidden), default=0)]
     short: list[str] = []
     for secret in sorted(hidden, key=len, reverse=True):
@@ -142,7 +142,7 @@ def masked(text: str, hidden: Collection[str], *, limit: int) -> str:
         elif secret:
             short.append(re.escape(secret))
     text = text[: limit + _LONG_SECRET]
-    if short:  # as a word: a key that is one letter would leave nothing of the text
+    if short:  # as whole words: a key of one letter would cover most of the text
         text = re.sub(rf"(?<!\w)(?:{'|'.join(short)})(?!\w)", _covered, text)
     return _COVERED.sub("***", _LOOKS_SECRET.sub(_covered, text)[:limit])
 
@@ -152,12 +152,12 @@ def _covered(found: re.Match[str]) -> str:
 
 
 def without_quotes(message: str) -> str:
-    """What a parser says of a message that it cannot read, without the bytes of it that it quotes."""
+    """A parser's error message without the bytes that it quotes."""
     return _QUOTE.split(message, maxsplit=1)[0].strip(" :")[:_LONGEST_REASON]
 
 
 def masked_path(path: str) -> str:
-    """A path with ``***`` for each segment that is a key, escaped or not: ``/v1/key/***/info``."""
+    """A path with ``***`` in place of each segment that is a key: ``/v1/key/***/info``."""
     if _NO_KEY.fullmatch(path):
         return path
     segments = path.split("/")
@@ -172,34 +172,34 @@ def masked_path(path: str) -> str:
 
 
 def digest(credential: str, key: bytes) -> bytes:
-    """16 bytes that tell a credential from another, and tell nothing else without ``key``."""
+    """The keyed hash of a credential, 16 bytes. Without ``key`` it reveals nothing."""
     data = credential.encode("utf-8", "surrogateescape")
     return hashlib.blake2b(data, key=key, digest_size=16).digest()
 
 
 def fingerprint(digest: bytes) -> str:
-    """Six hex digits of a digest, to tell credentials apart in the log. Empty without one."""
+    """Six hex digits of a digest, to tell credentials apart in the log. Empty for an empty digest."""
     return digest[:3].hex()
 
 
 def same(a: bytes, b: bytes) -> bool:
-    """Whether two digests are equal, in a time that does not depend on where they differ."""
+    """Whether two digests are equal, compared in constant time."""
     return hmac.compare_digest(a, b)
 
 
 class KeyRing:
-    """The keys that a client may present (``auth.keys``). Empty: every client is let in."""
+    """The keys that a client may present (``auth.keys``). Empty: every client is accepted."""
 
     def __init__(self, keys: Iterable[str], key: bytes) -> None:
         self._key = key
         self.replace(keys)
 
     def replace(self, keys: Iterable[str]) -> None:
-        """Let in those with other keys from now on. ``digests`` is another tuple then."""
+        """Accept other keys from now on. ``digests`` becomes another tuple."""
         self.digests = tuple(digest(key, self._key) for key in keys)
 
     def fingerprint(self, found: tuple[str, str] | None) -> str:
-        """What the log calls a credential that :func:`find` found, in the ring or not."""
+        """The fingerprint of the credential that :func:`find` found, in the ring or not."""
         return fingerprint(digest(found[1], self._key)) if found else ""
 
     def __bool__(self) -> bool:
@@ -210,6 +210,6 @@ class KeyRing:
             return False
         presented = digest(credential, self._key)
         found = False
-        for known in self.digests:  # all of them: the time must not tell which one matched
+        for known in self.digests:  # no early exit: the time must not tell which key matched
             found |= hmac.compare_digest(presented, known)
         return found

@@ -1,7 +1,7 @@
-"""Jobs and errors as the bytes that go over the wire. Pure.
+"""Jobs and errors as bytes of response bodies. Pure.
 
-The upstream's bytes are spliced into the envelope as they came, and the envelope of a finished job
-is built once, at the finish: a poll writes it, ``/content`` is a slice of it.
+The upstream's bytes are spliced into the envelope unchanged. The envelope of a finished job is built
+once, at the finish: a poll writes the envelope, and ``/content`` writes a slice of it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "whole",
 ]
 
-# Characters kept of an upstream's error that has no shape, and of a model name in an error.
+# Characters kept of an upstream's error that is not in OpenAI's shape, and of a model name in an error.
 _MESSAGE_LIMIT: Final = 2000
 _MODEL_LIMIT: Final = 256
 
@@ -41,17 +41,17 @@ _BODILESS: Final = frozenset({204, 205})
 
 _FRACTIONS: Final = tuple(f".{milliseconds:03}Z" for milliseconds in range(1000))
 
-# Header fields of an answer that /content writes itself. A Content-Encoding that is still there was not
+# Response header fields that /content writes itself. A Content-Encoding that is still there was not
 # undone, and belongs to the body.
 _NOT_KEPT: Final = frozenset({"content-length", "date"})
 _NOT_KEPT_OF_JSON: Final = _NOT_KEPT | {"content-encoding"}
 
-# A result of this size is not copied into its envelope, but kept in parts, as it came if that is not in
-# crumbs.
+# A result of this size is kept in parts and not copied into its envelope. The pieces in which the
+# result came are its parts. A result of one piece, or of pieces below the second size, is cut anew.
 _KEPT_APART: Final = 256 * 1024
 _SMALLEST_PART: Final = 32 * 1024
 
-# The size of a part of what came in one piece. A multiple of 3, so that the Base64 of the parts joins.
+# The size of a part that is cut anew. A multiple of 3, so that the Base64 of the parts can be joined.
 _PART: Final = 192 * 1024
 
 
@@ -74,9 +74,9 @@ def live(job: Job) -> bytes:
 
 
 def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
-    """The outcome of ``job``, given what its upstream answered.
+    """The outcome of ``job``, given the response of its upstream.
 
-    Raises :class:`InvalidUpstreamResponse` if a 2xx answer is not the JSON that it has to be.
+    Raises :class:`InvalidUpstreamResponse` if a 2xx response has to be JSON and is not.
     """
     if not 200 <= answer.status < 300:
         error = _upstream_error(job, answer)
@@ -84,7 +84,7 @@ def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
         return _finish(job, JobStatus.FAILED, answer.status, error, now, head, *_kept(answer.body))
     pieces = _json_pieces(job, answer)
     if pieces is not None:
-        # JSON text as it is has no coding, whatever its fields say.
+        # A body that is JSON text has no content coding, whatever its header fields say.
         head = response_lines(answer.headers, without=_NOT_KEPT_OF_JSON, limit=CONTENT_LIMIT)
         size = sum(map(len, pieces))
         if size >= _KEPT_APART:
@@ -92,7 +92,7 @@ def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
             return _finish(job, JobStatus.COMPLETED, answer.status, b"", now, head, None, parts)
         if size:
             return _finish(job, JobStatus.COMPLETED, answer.status, b"".join(pieces), now, head)
-        # Without a body the envelope says null, and /content has none.
+        # Without a body, the result in the envelope is null, and /content is empty.
         return _finish(job, JobStatus.COMPLETED, answer.status, b"null", now, head, b"")
     frame = msgspec.json.encode({"content_type": _media_type(answer), "audio": ""})
     head = response_lines(answer.headers, without=_NOT_KEPT, limit=CONTENT_LIMIT)
@@ -102,12 +102,12 @@ def finished(job: Job, answer: UpstreamResponse, *, now: float) -> Outcome:
 
 
 def _kept(content: bytes) -> tuple[bytes | None, tuple[bytes, ...]]:
-    """Content as an outcome has it: whole, or in parts."""
+    """The ``content`` and ``parts`` of an outcome: one of them is set, by the size."""
     return (content, ()) if len(content) < _KEPT_APART else (None, _parts((content,)))
 
 
 def _parts(pieces: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The parts of a large result, which came in ``pieces``."""
+    """The parts of a large result that arrived in ``pieces``."""
     size = sum(map(len, pieces))
     if len(pieces) > 1 and size >= len(pieces) * _SMALLEST_PART:
         return pieces
@@ -124,18 +124,18 @@ def whole(outcome: Outcome) -> bytes:
 
 
 def spliced_size(outcome: Outcome) -> int:
-    """How many bytes the envelope of an outcome has, with its parts."""
+    """The size of the envelope of an outcome in bytes, with its parts."""
     size = sum(outcome.sizes)
     return len(outcome.envelope) + (4 * ((size + 2) // 3) if outcome.encoded else size)
 
 
 def spliced_part(outcome: Outcome, part: bytes) -> bytes:
-    """A part of an outcome as it stands in the envelope."""
+    """A part of an outcome in the form that the envelope has: Base64 if the outcome is ``encoded``."""
     return b2a_base64(part, newline=False) if outcome.encoded else part
 
 
 def failed(job: Job, error: ApiError, *, now: float) -> Outcome:
-    """The outcome of ``job`` where there is none of the upstream: our own reason."""
+    """The failed outcome of ``job`` for an error of the proxy's own."""
     body = _shaped(error.status, _fields(error), _extra_of(job))
     head = b"Content-Type: application/json\r\n"
     return _finish(job, JobStatus.FAILED, error.status, body, now, head)
@@ -188,10 +188,10 @@ def _media_type(answer: UpstreamResponse) -> str:
 
 
 def _json_pieces(job: Job, answer: UpstreamResponse) -> tuple[bytes, ...] | None:
-    """The JSON text of a 2xx answer, without a byte order mark. None if it is media.
+    """The JSON text of a 2xx response, without a byte order mark. None if the response is media.
 
-    Where an endpoint has JSON only, the body decides, as it does for a client's parser: some gateways
-    say ``text/plain`` of all their answers. Raises :class:`InvalidUpstreamResponse`.
+    For an endpoint without media the body decides, and not its content type: some gateways send all
+    responses as ``text/plain``. Raises :class:`InvalidUpstreamResponse`.
     """
     if answer.status in _BODILESS and not answer.size:
         return ()
@@ -223,7 +223,7 @@ def _joined(pieces: tuple[bytes, ...]) -> bytes:
 
 
 def error_body(error: ApiError, *, endpoint: str | None = None) -> bytes:
-    """An error of ours in the one shape of the wire contract, section 8."""
+    """The body of an error response, in the shape of the wire contract, section 8."""
     request_type = ENDPOINTS[endpoint].request_type if endpoint else ""
     return _shaped(error.status, _fields(error), _extra(error.provider, error.model, request_type))
 
@@ -272,7 +272,7 @@ _OPENAI_ERROR: Final = msgspec.json.Decoder(_OpenAIErrorBody)
 
 
 def error_in(answer: UpstreamResponse) -> tuple[str, str]:
-    """What an upstream says of a failure: its code, if that is a short word, and its message."""
+    """The code and the message of an upstream's error. The code is empty unless it is a short word."""
     given = _given_error(answer)
     code = given.code if isinstance(given.code, str | int) else ""
     return str(code) if _CODE.fullmatch(str(code)) else "", given.message

@@ -1,7 +1,7 @@
-"""Which header fields travel end to end, and which stay behind. Pure.
+"""Which header fields are forwarded and which are dropped. Pure.
 
-RFC 9110, section 7.6.1. Header fields are the pairs of bytes that stood on the wire, in order and with
-their repetitions: a dict would drop the second ``Set-Cookie``.
+RFC 9110, section 7.6.1. Header fields are pairs of bytes, as they stood on the wire, in order and with
+repetitions: a dict would drop the second ``Set-Cookie``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HOP_BY_HOP: Final = frozenset(
     }
 )
 
-# The request headers of the wire contract that are meant for us.
+# The request headers of the wire contract that are meant for the proxy.
 OURS: Final = frozenset(
     {
         "prefer",
@@ -51,18 +51,18 @@ OURS: Final = frozenset(
     }
 )
 
-# Headers of an upstream's answer that are kept for /content, in bytes (the contract, section 3).
+# Bytes of an upstream's response headers that are kept for /content (the wire contract, section 3).
 CONTENT_LIMIT: Final = 16 * 1024
 
-# Heads up to this size are remembered, by the names of their fields, unless Connection names others:
-# it bounds what that takes.
+# Limits of a set of field names whose plan is cached: they bound the cache. A head with more fields or
+# longer names gets a new plan each time, and so does a head whose Connection names further fields.
 _FEW_FIELDS: Final = 64
 _SHORT_NAMES: Final = 2048
 
-# Written anew for each hop, from what we know of it.
+# Fields that each hop writes anew.
 _REPLACED: Final = frozenset({"host", "expect", "content-length"})
 
-# What ``Connection`` says nearly always: nothing that is a field.
+# The usual values of ``Connection``. They name no field.
 _USUAL: Final = frozenset({"keep-alive", "close"})
 
 Fields = list[tuple[bytes, bytes]]
@@ -72,14 +72,14 @@ _NONE: Final[frozenset[str]] = frozenset()
 
 
 def hop_by_hop(connection: Sequence[str]) -> frozenset[str]:
-    """The names that stay behind, lower case, given the values of the ``Connection`` fields."""
+    """The names of the fields to drop, lower case, given the values of the ``Connection`` fields."""
     if not connection or (len(connection) == 1 and connection[0].lower() in _USUAL):
         return HOP_BY_HOP
     named = {name.strip().lower() for value in connection for name in value.split(",")}
     named.discard("")
     if named <= _USUAL:
         return HOP_BY_HOP
-    # Content-Length and Host cannot be declared hop by hop: that would change what the message is.
+    # Connection must not name Content-Length or Host: dropping them would change the message.
     return HOP_BY_HOP | (named - {"content-length", "host"})
 
 
@@ -93,12 +93,12 @@ def request_headers(
     request_id: str | None,
     without: frozenset[str] = _NONE,
 ) -> Fields:
-    """The fields of a client's request as they go to the upstream, byte for byte.
+    """The header fields of a client's request that go to the upstream, byte for byte.
 
-    ``without`` names further ones that do not, lower case. ``Content-Length`` is left out: whoever
-    sends the body knows its length. ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id``
-    (if there is a ``request_id``) are added, unless they are in ``without``: the address of the peer is
-    appended to those that are there, the others keep the value that a proxy before us has set.
+    ``without`` names further fields to drop, lower case. ``Content-Length`` is dropped too: the sender
+    of the body adds it. ``X-Forwarded-For``, ``-Proto``, ``-Host`` and ``X-Request-Id`` (if there is a
+    ``request_id``) are added, unless they are in ``without``. The peer's address is appended to the
+    addresses in ``X-Forwarded-For``. The other fields keep a value that is already there.
     """
     pick, present = _plan_for(raw, hop_by_hop(connection), _REPLACED, without)
     fields: Fields = [*pick(raw)]
@@ -120,7 +120,7 @@ def request_headers(
 
 
 def texts(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """Fields as text, as a job keeps them. Raises :class:`InvalidRequest` for one that is not UTF-8."""
+    """Fields as text, for a job. Raises :class:`InvalidRequest` if a field is not UTF-8."""
     pairs = []
     for name, value in fields:
         try:
@@ -143,14 +143,17 @@ def _plan_for(
     return plan(names, by_hop, replaced, without)
 
 
-@lru_cache(maxsize=256)  # messages differ in their values, and hardly in their names
+@lru_cache(maxsize=256)  # most messages have the same few sets of names
 def _plan(
     names: tuple[bytes, ...],
     by_hop: frozenset[str],
     replaced: frozenset[str],
     without: frozenset[str],
 ) -> _Plan:
-    """How to pick the fields that travel from those with ``names``, and their names in lower case."""
+    """A function that picks the forwarded fields from those with ``names``, and the picked names.
+
+    The picked names are in lower case.
+    """
     dropped = by_hop | replaced | without
     lowered = [name.lower().decode("latin-1") for name in names]
     kept = [position for position, name in enumerate(lowered) if name not in dropped]
@@ -161,14 +164,15 @@ def _plan(
 
 
 def field_lines(fields: Iterable[tuple[str, str]]) -> str:
-    """Header fields as lines, each with its CRLF. None of them may have one in it."""
+    """Header fields as lines, each with its CRLF. No field may contain a line break."""
     return "".join([f"{name}: {value}\r\n" for name, value in fields])
 
 
 def raw_lines(fields: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """Raw header fields as lines, each with its CRLF. A field that would be two lines is left out.
+    """Raw header fields as lines, each with its CRLF. A field that contains a line break is dropped.
 
-    aiohttp reads upstreams leniently: what it lets through must not split a message of ours.
+    aiohttp parses upstream responses leniently, so a field may contain a line break. Such a field must
+    not split a message that the proxy sends.
     """
     lines = b"".join([b"%b: %b\r\n" % field for field in fields])
     if lines.count(b"\n") == len(fields) == lines.count(b"\r"):
@@ -183,10 +187,10 @@ def _is_one(line: bytes) -> bool:
 def response_lines(
     raw: Sequence[tuple[bytes, bytes]], *, without: frozenset[str] = _NONE, limit: int | None = None
 ) -> bytes:
-    """The fields of an upstream's answer that go to the client, as header lines with their CRLF.
+    """The header fields of an upstream's response that go to the client, as lines with their CRLF.
 
-    Byte for byte, in order, with repetitions. ``without`` names further ones that do not, lower
-    case. Past ``limit`` bytes the rest is left out, whole fields only.
+    Fields keep their bytes, order and repetitions. ``without`` names further fields to drop, lower
+    case. ``limit`` is in bytes: the first field that does not fit is dropped, and all after it.
     """
     connection = [value.decode("latin-1") for name, value in raw if name.lower() == b"connection"]
     pick, _ = _plan_for(raw, hop_by_hop(connection), _NONE, without)

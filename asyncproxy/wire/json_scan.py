@@ -1,9 +1,9 @@
-"""Where the members of a JSON object, or the items of an array, stand in a text. RFC 8259. Pure.
+"""Finds the members of a JSON object, or the items of an array, in a text. RFC 8259. Pure.
 
-The text is checked on the way, all of it, and no value is built: a body of 32 MiB is walked in steps of
-a few milliseconds and in constant memory. Regular expressions take what is nested up to three levels
-deep in one piece, as many items at once as a window holds. What is deeper is walked bracket by bracket,
-with a stack. All of it is linear: each byte is looked at by four matches at the most.
+The scan checks the whole text and builds no values: a body of 32 MiB is scanned in steps of a few
+milliseconds and in constant memory. Regular expressions match values that are nested up to three levels
+deep, as many at once as a window holds. Deeper values are walked bracket by bracket, with a stack. The
+scan is linear: at most four matches look at each byte.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from asyncproxy.wire.steps import Steps
 
 __all__ = ["NotAnObject", "Span", "members", "spans"]
 
-# Where a member stands: the start and the end of its name, with the quotes, and those of its value.
-# An item of an array has an empty name.
+# The place of a member: start and end of its name, with the quotes, then start and end of its value.
+# The name of an array's item is empty.
 Span: TypeAlias = tuple[int, int, int, int]
 
-# How far one match looks, and what the longest number may be (RFC 8259, section 9, leaves that to us).
+# Bytes that one match looks at, and bytes of the longest number (RFC 8259, section 9 allows a limit).
 _WINDOW: Final = 64 * 1024
 _LONGEST_NUMBER: Final = 256 * 1024
 
-# Work up to a pause: bytes that were passed, and rounds of the walk, of some µs each.
+# Work between two pauses: bytes that were scanned, and rounds of the walk, of some µs each.
 _PAUSE_BYTES: Final = 64 * 1024
 _PAUSE_ROUNDS: Final = 1024
 
-# Open brackets. The json module of Python gives up at about as many.
+# The highest number of open brackets. The json module of Python has about the same limit.
 _DEEPEST: Final = 1000
 
-# Each repetition is possessive (++, *+): otherwise the engine would remember each of its steps.
-# A number ends where something else can be seen, for it may go on behind the end of a window.
+# Each repetition is possessive (++, *+): otherwise the engine would store each step for backtracking.
+# A number has to be followed by another character, because it may go on behind the end of a window.
 _SPACE: Final = r"[ \t\r\n]*+"
 _PLAIN: Final = r'[^"\\\x00-\x1f]'
 _ESCAPE: Final = r'\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})'
@@ -45,12 +45,12 @@ _NAME: Final = rf"{_STRING}{_SPACE}:{_SPACE}"
 
 
 def _items(value: str) -> str:
-    """A pattern for items of an array, each with the comma behind it or in front of the end."""
+    """A pattern for items of an array. Each item is followed by a comma or by the closing bracket."""
     return rf"(?:(?:{value}){_SPACE}(?:,{_SPACE}(?=[^\]])|(?=\])))*+"
 
 
 def _members(value: str) -> str:
-    """The same for members of an object."""
+    """A pattern for members of an object. Each is followed by a comma or by the closing bracket."""
     return rf'(?:{_NAME}(?:{value}){_SPACE}(?:,{_SPACE}(?=")|(?=\}})))*+'
 
 
@@ -89,14 +89,14 @@ _CLOSERS: Final = b"]}"
 
 
 class NotAnObject(ValueError):
-    """A text that begins as anything but an object. Whether it is JSON at all was not looked at."""
+    """A text that does not begin with an object. The text may or may not be JSON."""
 
 
 def members(text: bytes) -> Generator[Span | None, None, None]:
-    """The members of the object that ``text`` is, in their order. None between them: a pause is due.
+    """Yields the members of the JSON object ``text``, in order, and None where a pause is due.
 
-    What comes last is no less a part of the text: the members before an error stand for nothing.
-    Raises :class:`InvalidText` with the place of what is wrong, and :class:`NotAnObject`.
+    Only a scan that ends without an error shows that the text is JSON, whatever was yielded before.
+    Raises :class:`InvalidText` with the place of the error, and :class:`NotAnObject`.
     """
     yield from _check_utf8(text)
     start = yield from _skip_space(text, 0)
@@ -124,10 +124,10 @@ def _check_utf8(text: bytes) -> Steps[None]:
 
 
 def spans(text: bytes, start: int = 0) -> Generator[Span | None, None, int]:
-    """The members of the object, or the items of the array, that begins at ``start``, in their order.
+    """Yields the members or items of the object or array at ``start``, and None where a pause is due.
 
-    None between them: a pause is due. Returns the end of the container. Raises :class:`InvalidText`,
-    with the place of what is wrong; that the text is UTF-8 has to be known.
+    Returns the end of the object or array. ``text`` has to be UTF-8. Raises :class:`InvalidText` with
+    the place of the error.
     """
     walk = _Walk(text, start)
     rounds, pause_at = 0, start + _PAUSE_BYTES
@@ -149,12 +149,12 @@ def _skip_space(text: bytes, at: int) -> Steps[int]:
     return at
 
 
-# What comes next in a walk.
+# The states of a walk: what comes next.
 _AFTER_VALUE, _FIRST_ITEM, _ITEM, _IN_NAME, _COLON, _VALUE, _IN_VALUE = range(7)
 
 
 class _Walk:
-    """A walk over one container. Its rounds are short: none looks further than some windows."""
+    """A walk over one object or array. Each round is short: it looks at a few windows at most."""
 
     __slots__ = ("_name", "_start", "_state", "_text", "at", "opened")
 
@@ -165,12 +165,12 @@ class _Walk:
         self.at = start + 1
         self.opened = bytearray(text[start : start + 1])  # the brackets that are open here
         self._state = _FIRST_ITEM
-        # Of the member or item that is listed next: where its name stands, and where its value begins.
+        # The next member or item to yield: the place of its name, and the start of its value.
         self._name = (0, 0)
         self._start = 0
 
     def round(self) -> Span | None:
-        """Pass what comes next. Returns the member or item that it completes, if it is to be listed."""
+        """Scan the next piece. Returns the member or item that ends here, if it is to be yielded."""
         if self.at >= len(self._text):
             raise InvalidText("it ends too early")
         byte = self._text[self.at]
@@ -191,7 +191,7 @@ class _Walk:
         return (*self._name, self._start, self.at) if len(self.opened) == 1 else None
 
     def _after_value(self, byte: int) -> Span | None:
-        """At a comma, or at the end of the container."""
+        """At a comma, or at the closing bracket."""
         if byte == _COMMA:
             self._state = _ITEM
             self.at += 1
@@ -201,7 +201,7 @@ class _Walk:
         opened, at = self.opened, self.at
         closing = _CLOSING_AT(self._text, at, at + _WINDOW)
         assert closing
-        # The end of one that is listed, or of all, is a round of its own.
+        # The bracket that ends a yielded value, or the whole object, gets a round of its own.
         count = max(1, min(closing.end() - at, len(opened) - 2))
         if opened[-count:].translate(_PARTNER)[::-1] != self._text[at : at + count]:
             raise InvalidText(f"a bracket that closes no other at byte {at}")
@@ -210,7 +210,7 @@ class _Walk:
         return self._completed()
 
     def _first_item(self, byte: int) -> Span | None:
-        """At an item, or at the end of the container that was just opened."""
+        """Behind an opening bracket: at an item, or at the closing bracket."""
         if byte in _CLOSERS:
             return self._after_value(byte)
         return self._item(byte)
@@ -259,7 +259,7 @@ class _Walk:
         return self._value(byte)
 
     def _in_name(self, byte: int) -> Span | None:
-        """In a name that is longer than a window, or that is none."""
+        """In a name that is longer than a window, or malformed."""
         if byte != _QUOTE:
             self._take(_IN_STRING_AT, "no character of a string")
             return None
@@ -277,7 +277,7 @@ class _Walk:
         return None
 
     def _value(self, byte: int) -> Span | None:
-        """At a value that is larger than a window or nested deeply, or behind a name that is long."""
+        """At a value that is larger than a window or deeply nested, or that follows a long name."""
         if len(self.opened) == 1:
             self._start = self.at
         if byte in b"[{":
@@ -299,7 +299,7 @@ class _Walk:
         return None
 
     def _in_value(self, byte: int) -> Span | None:
-        """In a string that is longer than a window, or that is none."""
+        """In a string that is longer than a window, or malformed."""
         if byte != _QUOTE:
             self._take(_IN_STRING_AT, "no character of a string")
             return None

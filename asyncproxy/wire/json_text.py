@@ -1,4 +1,4 @@
-"""Is this JSON text? RFC 8259, in one pass over the bytes and without building a value. Pure."""
+"""Checks JSON text (RFC 8259) in one pass over the bytes, without building values. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FEW: Final = 1024
 _DEEPEST: Final = 16
 
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
-# Escapes of surrogates. The patterns begin with what the engine can search for fast.
+# Escapes of surrogates. Each pattern begins with a literal, which the engine searches for fast.
 _DIGITS: Final = rb"[0-9a-fA-F][0-9a-fA-F]"
 _HIGH: Final = rb"\\u[dD][89abAB]" + _DIGITS
 _LOW: Final = rb"\\u[dD][c-fC-F]" + _DIGITS
@@ -26,13 +26,13 @@ _LOW: Final = rb"\\u[dD][c-fC-F]" + _DIGITS
 _HALF_A_PAIR: Final = re.compile(
     rb"\\u[dD](?:[89abAB]%b(?!%b)|(?<!%b\\u[dD])[c-fC-F]%b)" % (_DIGITS, _LOW, _HIGH, _DIGITS)
 )
-# The start of an escape that is not the second one of a pair.
+# The start of an escape that is not the second of a pair.
 _BETWEEN_PAIRS: Final = re.compile(rb"\\(?:(?<!%b\\)|(?!%b))" % (_HIGH, _LOW.removeprefix(b"\\\\")))
 _WINDOW: Final = 64 * 1024
 
 
 class InvalidText(ValueError):
-    """Not JSON text. The message says where and why, and holds none of the text."""
+    """The text is not JSON. The message says where and why, and quotes none of the text."""
 
 
 def check(text: bytes) -> None:
@@ -41,13 +41,13 @@ def check(text: bytes) -> None:
 
 
 class Arriving:
-    """JSON text that is checked while it arrives, a step of about ``step_bytes`` at a time.
+    """Checks JSON text while it arrives, in steps of about ``step_bytes``.
 
-    A step ends at the last comma that is there. What is between two such commas is valid where it
-    stands exactly if it is with the brackets opened before it that are open there, and those closed
-    behind it that it leaves open: mostly the same ones, so that is tried first. What cannot be told in
-    this way (the comma is in a string, or brackets change where something is escaped) is left to
-    :func:`check`, which also says what is wrong.
+    A step ends at the last comma so far. The slice between the ends of two steps is checked alone:
+    prefixed with the brackets that are open at its start, and followed by the brackets that close those
+    open at its end. Usually the same brackets are open at both, so that case is tried first. Some
+    slices cannot be decided so: the comma is in a string, or brackets change in a slice with escapes.
+    Then the whole text is left to :func:`check`, which also gives the reason for an error.
     """
 
     def __init__(self, step_bytes: int) -> None:
@@ -58,14 +58,14 @@ class Arriving:
         self._sure = True
 
     def add(self, piece: bytes) -> bool:
-        """Take what comes next. Whether there is enough for a :meth:`step`."""
+        """Add the next piece. Returns whether there is enough text for a :meth:`step`."""
         if self._sure:
             self._rest.append(piece)
             self._size += len(piece)
         return self._size >= self._due
 
     def step(self) -> None:
-        """Check what is there, up to its last comma."""
+        """Check the text so far, up to its last comma."""
         rest = self._rest
         for number in reversed(range(len(rest))):
             end = rest[number].rfind(b",")
@@ -76,17 +76,17 @@ class Arriving:
                 self._rest = [last[end + 1 :], *rest[number + 1 :]] if self._sure else []
                 self._size = sum(map(len, self._rest))
                 break
-        # Not before there is twice as much is what is left searched again.
+        # The rest is searched again only when it has doubled: otherwise the search would be quadratic.
         self._due = max(self._step_bytes, 2 * self._size)
 
     def end(self) -> bool:
-        """Whether all of it is known to be JSON text. False: there was no step, or one left it open."""
+        """Whether the whole text is known to be JSON. False: no step was made, or one was undecided."""
         if not (self._sure and self._opened):
             return False
         return _is_valid(_before(self._opened) + b"".join(self._rest))
 
     def _after(self, piece: bytes) -> tuple[bytes, bool]:
-        """The brackets that are open after ``piece``, and whether that is sure."""
+        """The brackets that are open after ``piece``, and whether ``piece`` is known to be valid."""
         opened = self._opened
         before = _before(opened)
         if opened and _is_valid(b"".join((before, piece, _behind(opened)))):
@@ -106,7 +106,7 @@ def _is_valid(text: bytes) -> bool:
 
 
 def _before(opened: bytes) -> bytes:
-    """JSON text up to a comma, behind which the brackets ``opened`` are open."""
+    """The beginning of a JSON text, up to a comma behind which the brackets ``opened`` are open."""
     if not opened:
         return b""
     outer = opened[:-1].replace(b"{", b'{"":')
@@ -114,15 +114,15 @@ def _before(opened: bytes) -> bytes:
 
 
 def _behind(opened: bytes) -> bytes:
-    """JSON text from such a comma on."""
+    """The end of a JSON text, from such a comma on."""
     another = b',"":0' if opened.endswith(b"{") else b",0"
     return another + opened.translate(_CLOSING)[::-1]
 
 
 def _open_after(opened: bytes, text: bytes) -> bytes | None:
-    """The brackets that are open after ``text``, if ``opened`` are before it.
+    """The brackets that are open after ``text``, if ``opened`` are open before it.
 
-    None if it ends in a string, closes what is not open, or is too deep to be told.
+    None if the text ends in a string, closes a bracket that is not open, or is nested too deeply.
     """
     parts = _marks(text).split(b'"')
     if len(parts) % 2 == 0:
@@ -139,7 +139,7 @@ def _open_after(opened: bytes, text: bytes) -> bytes | None:
 def _marks(text: bytes) -> bytes:
     """The brackets and quotes of a text, in order."""
     found: list[tuple[int, int]] = []
-    for mark in _MARKS:  # each search skips what lies between, and in an answer of numbers that is much
+    for mark in _MARKS:  # find() skips the text between two marks: most of a response of numbers
         at = text.find(mark)
         while at >= 0:
             if len(found) == _FEW:
@@ -150,12 +150,12 @@ def _marks(text: bytes) -> bytes:
 
 
 def parse(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """``text`` decoded by ``decoder``.
+    """Decode ``text`` by ``decoder``.
 
-    Raises :class:`InvalidText`, or :class:`msgspec.ValidationError` where the text is JSON but not of
-    the decoder's type.
+    Raises :class:`InvalidText`, or :class:`msgspec.ValidationError` if the text is JSON but not of the
+    decoder's type.
     """
-    if not text.isascii():  # msgspec does not look into the strings that it skips
+    if not text.isascii():  # msgspec does not check the strings that it skips
         try:
             text.decode()
         except UnicodeDecodeError as error:
@@ -163,21 +163,21 @@ def parse(text: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     try:
         return _decode(text, decoder)
     except msgspec.ValidationError:
-        _decode(text, _RAW)  # a wrong type is found before the rest is read: that may be malformed
+        _decode(text, _RAW)  # msgspec stops at a wrong type, and the rest may be malformed
         raise
 
 
 def without_half_pairs(text: bytes) -> bytes:
-    r"""``text`` with ``\ufffd`` for each half of a surrogate pair; the same bytes if there is none.
+    r"""``text`` with ``\ufffd`` for each half of a surrogate pair. The same bytes if there is none.
 
-    It is the one thing that msgspec refuses and RFC 8259 allows (section 8.2), and what a model writes
-    that is cut off in the middle of an emoji.
+    RFC 8259 allows half a pair (section 8.2), and msgspec refuses it. A model writes half a pair when
+    its output is cut off in the middle of an emoji.
     """
     if (b"\\ud" not in text and b"\\uD" not in text) or b"\x01" in text:
-        return text  # no JSON text holds that character
-    # Escaped backslashes are hidden meanwhile: what follows one is no escape.
+        return text  # the byte 01 is never in a JSON text
+    # Escaped backslashes are hidden meanwhile: the text after one is no escape.
     hidden = text.replace(b"\\\\", b"\x01\x01")
-    # A window at a time: what the engine finds in one is small.
+    # One window at a time, so that the matches of one search stay few.
     replaced: list[bytes] = []
     start = 0
     while start < len(hidden):

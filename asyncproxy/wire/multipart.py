@@ -1,7 +1,7 @@
 """The fields of a ``multipart/form-data`` body, without copying its files. RFC 7578. Pure.
 
-A form is read as strictly as clients write it, and refused where two parsers could read it in two ways.
-The gateway has a parser of its own: it must not find another model in the form than we do.
+A form that two parsers could read in two ways is refused. The gateway has a parser of its own, which
+must not find another model in the form than this parser.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from asyncproxy.wire.steps import Steps
 
 __all__ = ["Field", "InvalidForm", "is_form", "parse"]
 
-# Parts of a form, bytes of the head of a part, and of a value that is looked at.
+# Parts of a form, bytes of the head of a part, and bytes of a value that are read.
 _MAX_PARTS: Final = 1000
 _MAX_HEAD: Final = 8 * 1024
 _MAX_VALUE: Final = 4096
@@ -38,7 +38,7 @@ _ESCAPED: Final = re.compile(rb'\\(["\\])')
 
 
 class InvalidForm(ValueError):
-    """Not a form. The message says what is wrong, and holds none of it."""
+    """The body is not a valid form. The message says why, and quotes none of the body."""
 
 
 class Field(NamedTuple):
@@ -46,15 +46,15 @@ class Field(NamedTuple):
 
     name: str
     value: str
-    """Its content as text, 4,096 bytes of it at the most."""
+    """The first 4,096 bytes of the content, as text."""
     filename: str | None
-    """That of a file; None for anything else."""
+    """The name of a file. None for a part that is no file."""
     start: int
-    """Where the part begins in the body: behind its boundary."""
+    """The offset of the part in the body: behind its boundary."""
     content: int
-    """Where its content begins."""
+    """The offset of the content."""
     end: int
-    """Where its content ends: in front of the line with the next boundary."""
+    """The end of the content: in front of the line with the next boundary."""
 
 
 def is_form(content_type: str) -> bool:
@@ -97,7 +97,7 @@ def _find(body: bytes, delimiter: bytes, start: int) -> Steps[int]:
 
 
 def _head(body: bytes, start: int) -> tuple[str, str | None, int]:
-    """The name and the filename of the part that begins at ``start``, and where its content begins."""
+    """The name and the filename of the part that begins at ``start``, and the offset of its content."""
     end = body.find(b"\r\n\r\n", start, start + _MAX_HEAD)
     if end < 0:
         raise InvalidForm(f"the head of a part has no end within {_MAX_HEAD} bytes")
@@ -133,9 +133,9 @@ def _boundary(content_type: str) -> bytes:
 
 
 def _parameters(value: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """A field like ``form-data; name="a"``: what stands first, and its parameters.
+    """The first word and the parameters of a field like ``form-data; name="a"``.
 
-    The extended ones (``filename*``) are left out, as RFC 7578, section 4.2 says.
+    ``filename*`` is a parameter like any other: forms have no extended ones (RFC 7578, section 4.2).
     """
     kind = _KIND.match(value)
     assert kind

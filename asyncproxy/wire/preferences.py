@@ -1,6 +1,6 @@
-"""What a request says about waiting and lifetimes: ``Prefer``, ``?wait=``, the TTL header. Pure.
+"""The wishes of a request for waiting and lifetime: ``Prefer``, ``?wait=``, the TTL header. Pure.
 
-Whatever cannot be read counts as absent: none of it can make a request fail.
+A value that cannot be read counts as absent, so no value can make a request fail.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["preferences", "ttl", "wait"]
 _SECONDS: Final = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 # A preference up to its comma: name, value, and the parameters, which are skipped. A comma or semicolon
-# within quotes ends nothing.
+# within quotes separates nothing.
 _QUOTED: Final = r'"(?:[^"\\]|\\.)*+"'
 _PREFERENCE: Final = re.compile(
     rf'[\s,]*+([^\s=;,"]++)\s*+(?:=\s*+(?:({_QUOTED})|([^;,"]*+))\s*+)?+(?:;(?:[^,"]|{_QUOTED})*+)?+(?:,|$)'
@@ -21,9 +21,10 @@ _PREFERENCE: Final = re.compile(
 
 
 def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
-    """Seconds that a result lives after completion, given ``x-bf-async-job-result-ttl``.
+    """The lifetime of a result after completion in seconds, given ``x-bf-async-job-result-ttl``.
 
-    Missing, not a number, zero or negative: the default. Over the maximum: the maximum.
+    A value that is missing, no number, zero or negative gives the default. A value over the maximum
+    gives the maximum.
     """
     if value is None or not (value.isascii() and value.isdecimal()):
         return default_s
@@ -34,9 +35,9 @@ def ttl(value: str | None, *, default_s: int, max_s: int) -> int:
 
 
 def wait(query: str | None, prefer: str | None, *, max_s: float) -> float | None:
-    """Seconds that a client is ready to wait: ``?wait=`` or else ``Prefer: wait=``, ``max_s`` at most.
+    """Seconds that a client asks to wait: ``?wait=``, or else ``Prefer: wait=``, at most ``max_s``.
 
-    None if it did not say, or in a way that cannot be read.
+    None if neither is there, or neither can be read.
     """
     preferred = preferences(prefer).get("wait") if prefer else None
     for value in (query, preferred):
@@ -48,13 +49,13 @@ def wait(query: str | None, prefer: str | None, *, max_s: float) -> float | None
 def preferences(prefer: str) -> dict[str, str]:
     """The preferences of a ``Prefer`` field (RFC 7240): lower-case names, values without quotes.
 
-    What stands behind one that cannot be read is as if it were absent: where it ends is not known.
+    The preferences after an unreadable one count as absent, because its end is not known.
     """
     found: dict[str, str] = {}
     at = 0
     while one := _PREFERENCE.match(prefer, at):
         name, quoted, bare = one.groups(default="")
         value = re.sub(r"\\(.)", r"\1", quoted[1:-1]) if quoted else bare.strip()
-        found.setdefault(name.lower(), value)  # of one that is there twice, the first counts
+        found.setdefault(name.lower(), value)  # the first of two with the same name counts
         at = one.end()
     return found

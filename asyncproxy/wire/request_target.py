@@ -1,8 +1,8 @@
-"""The target of a request line, as one path that every part of the proxy reads alike. Pure.
+"""The target of a request line, as one path for every part of the proxy. Pure.
 
-RFC 9112, section 3.2 has four forms of a target. A rule in front of us (a firewall, nginx) judges a
-path with its dot segments resolved (RFC 3986, section 5.2.4), and so does a gateway: both have to see
-the same path.
+A target has four forms (RFC 9112, section 3.2). A firewall or nginx in front of the proxy judges a path
+after resolving its dot segments (RFC 3986, section 5.2.4), and so does a gateway. Both have to see the
+same path.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from asyncproxy.core.errors import InvalidRequest, MethodNotAllowed
 
 __all__ = ["METHODS", "forwarded_prefix", "resolved"]
 
-# For the ``Allow`` of those that are refused: TRACE would echo the fields that we add, and CONNECT is
-# for a forward proxy.
+# The ``Allow`` field for a refused TRACE or CONNECT. TRACE would echo the fields that the proxy adds.
+# CONNECT is for a forward proxy.
 METHODS: Final = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS"
 
 _ORIGIN: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/?#]*")
@@ -25,13 +25,13 @@ _DOT_SEGMENT: Final = re.compile(r"(?:/|\\|%2f|%5c)(?:\.|%2e){1,2}(?=/|\\|%2f|%5
 
 _DOTS: Final = {".": 1, "%2e": 1, "..": 2, ".%2e": 2, "%2e.": 2, "%2e%2e": 2}
 
-# The segments of a path, and nothing that a browser or a script could take for more than a path.
+# The segments of a path, without any character that a browser could read as more than a path.
 _PREFIX: Final = re.compile(r"(?:/(?!\.{1,2}(?:/|\Z))[A-Za-z0-9._~-]+)+")
 _LONGEST_PREFIX: Final = 256
 
 
 def resolved(method: str, target: str) -> str:
-    """The path and query of a request, without dot segments; otherwise as the client wrote them.
+    """The path and query of a request with dot segments resolved, otherwise unchanged.
 
     Raises :class:`MethodNotAllowed` for ``CONNECT``, and :class:`InvalidRequest` for a target that has
     no path or that leaves the root.
@@ -77,7 +77,7 @@ def _without_dots(path: str) -> str:
 
 
 def forwarded_prefix(given: str | None) -> str:
-    """The path that a proxy before us has stripped, by its ``X-Forwarded-Prefix``. Empty: none."""
+    """The prefix that an earlier proxy has stripped: ``X-Forwarded-Prefix``. Empty if none is valid."""
     if not given or len(given) > _LONGEST_PREFIX:
         return ""
     prefix = given.rstrip("/") if given.endswith("/") else given

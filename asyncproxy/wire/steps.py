@@ -1,4 +1,4 @@
-"""Work that can be done a step at a time, so that whoever runs it can do other things between. Pure."""
+"""Work in steps: the caller can let other tasks run between two steps. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Steps: TypeAlias = Generator[None, None, T]
 
 
 def at_once(steps: Steps[T]) -> T:
-    """The result of ``steps``, done without a pause. Raises what they raise."""
+    """Run ``steps`` without a pause and return their result. Raises the errors of the steps."""
     while True:
         try:
             next(steps)

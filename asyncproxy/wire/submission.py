@@ -1,7 +1,7 @@
-"""A request becomes the parts of a job, or an error. Pure: no value of a body is built but our own.
+"""Checks a request body and reads the proxy's own fields from it. Pure: no other value is decoded.
 
-The wire contract, section 2: what is checked here is what we need to run the job and what could never
-succeed. The upstream is the judge of the rest.
+The wire contract, section 2: the check covers what the proxy needs to run the job, and what could never
+succeed. The upstream judges the rest.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ _UNSET: Final = msgspec.UNSET
 
 
 class Submission(msgspec.Struct, frozen=True, gc=False):
-    """What a request asks for: ``model``, then each of ``fallbacks``; ``body`` is what is sent."""
+    """A checked request body."""
 
     model: str
     body: bytes
+    """The body that goes upstream."""
     fallbacks: tuple[str, ...] | None = None
+    """The models to try after ``model``, in order. None: the body has no ``fallbacks``."""
     contents: tuple[tuple[int, int], ...] = ()
-    """What tells the request's body from others: the parts of a form, whose boundary is random."""
+    """The offsets of the parts of a form. They identify the request, since its boundary is random."""
 
 
 class _Fields(msgspec.Struct, gc=False):
-    """The fields of ours, each in the one type in which nothing else is built. Of JSON, the start."""
+    """The proxy's own fields of a body. ``Raw`` is the JSON text of a value, or its beginning."""
 
     model: str | msgspec.UnsetType = _UNSET
     input: msgspec.Raw | msgspec.UnsetType = _UNSET
@@ -68,20 +70,20 @@ class _Input(msgspec.Struct):
 
 _INPUT: Final = msgspec.json.Decoder(_Input)
 _ITEMS: Final = msgspec.json.Decoder(list[msgspec.Raw])
-# Inputs are counted in bodies up to this size. It takes a millisecond at the most.
+# Inputs are counted in bodies up to this size. Counting takes at most a millisecond.
 _COUNTED_BYTES: Final = 64 * 1024
 
 _ONE_NAME: Final = re.compile(b'"(?:%b)"' % "|".join(body_fields.ONCE).encode())
-_BACKSLASH: Final = ord("\\")  # an int is looked for in a quarter of the time that bytes take
+_BACKSLASH: Final = ord("\\")  # `int in bytes` takes a quarter of the time of `bytes in bytes`
 _ESCAPED_LETTER: Final = re.compile(rb"\\u00[567]")
 
-# A body up to this size is decoded in one piece, which takes 3 ms at the most.
+# A body up to this size is decoded in one step, which takes at most 3 ms.
 _SMALL: Final = 256 * 1024
 
-# Characters of a model name: it is kept, compared and logged apart from the body.
+# Characters of a model name. The name is stored, compared and logged apart from the body.
 _MAX_MODEL: Final = 512
 
-# Models tried after the first, at the most, and the bytes of their list.
+# The highest number of fallback models, and the bytes of their list.
 _MAX_FALLBACKS: Final = 10
 _MAX_FALLBACKS_BYTES: Final = 2 * _MAX_FALLBACKS * body_fields.MAX_TEXT_BYTES
 
@@ -90,9 +92,9 @@ _LONGEST_EMPTY: Final = 4
 
 
 def codings(content_encoding: str | None) -> tuple[str, ...]:
-    """What has to be undone of a body, in the order in which it was done.
+    """The content codings of a body, in the order in which they were applied.
 
-    Raises :class:`UnsupportedMediaType` for a coding that is none of ours.
+    Raises :class:`UnsupportedMediaType` for a coding that is not supported.
     """
     if not content_encoding:
         return ()
@@ -107,7 +109,7 @@ def codings(content_encoding: str | None) -> tuple[str, ...]:
 
 
 def check(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
-    """What a request asks for, checked in one piece.
+    """Check a request body in one step.
 
     Raises :class:`InvalidJson`, :class:`InvalidForm`, :class:`InvalidType`,
     :class:`MissingParameter` or :class:`StreamingNotSupported`, with the offending field as
@@ -118,7 +120,7 @@ def check(endpoint: Endpoint, content_type: str, body: bytes) -> Submission:
 
 
 def check_small(endpoint: Endpoint, content_type: str, body: bytes) -> Submission | None:
-    """What a usual small JSON body asks for. None for all others: see :func:`check_in_steps`.
+    """Check an ordinary small JSON body. None for any other body: see :func:`check_in_steps`.
 
     Raises as :func:`check`.
     """
@@ -126,13 +128,13 @@ def check_small(endpoint: Endpoint, content_type: str, body: bytes) -> Submissio
         return None
     try:
         if not body.isascii():
-            body.decode()  # msgspec does not look into the strings that it skips
+            body.decode()  # msgspec does not check the strings that it skips
         fields = _FIELDS.decode(body)
     except (UnicodeDecodeError, msgspec.DecodeError, RecursionError):
-        return None  # it may yet be JSON
+        return None  # the body may still be JSON
     if fields.fallbacks is not _UNSET:
         return None
-    # A name that stands there once cannot be there twice, unless a letter of it is escaped.
+    # Two equal names are found by their text, unless a letter of a name is escaped.
     if _BACKSLASH in body and _ESCAPED_LETTER.search(body) is not None:
         return None
     names = _ONE_NAME.findall(body)
@@ -142,14 +144,14 @@ def check_small(endpoint: Endpoint, content_type: str, body: bytes) -> Submissio
 
 
 def check_in_steps(endpoint: Endpoint, content_type: str, body: bytes) -> Steps[Submission]:
-    """The same as :func:`check`, in steps of some milliseconds, whatever the body is."""
+    """The same as :func:`check`, in steps of some milliseconds, for a body of any size."""
     if multipart.is_form(content_type):
         return _check_form(endpoint, content_type, body)
     return _check_json(endpoint, body)
 
 
 def _checked(endpoint: Endpoint, fields: _Fields) -> str:
-    """The model, where ``fields`` are what ``endpoint`` takes."""
+    """The model, if ``endpoint`` accepts ``fields``. Raises as :func:`check`."""
     model = fields.model
     if not isinstance(model, str) or not 0 < len(model) <= _MAX_MODEL:
         raise _wrong_model(model)
@@ -202,7 +204,7 @@ def _found(body: bytes) -> Steps[dict[str, body_fields.Place]]:
         raise InvalidJson(f"The body has `{name}` twice. Send it once.", param=name) from None
     except NotAnObject:
         if len(body) <= _SMALL:
-            json_text.check(body)  # what is no JSON at all is told so
+            json_text.check(body)  # a body that is no JSON gets the error that says so
         raise InvalidType("The body is JSON, but not an object. Send an object.") from None
 
 
@@ -242,7 +244,7 @@ def _check_form(endpoint: Endpoint, content_type: str, body: bytes) -> Steps[Sub
 
 
 def _wrong_model(model: str | msgspec.UnsetType) -> ApiError:
-    """What is wrong with a ``model`` that is missing, empty or too long."""
+    """The error for a ``model`` that is missing, empty or too long."""
     if isinstance(model, str) and model:
         return _too_long_model()
     return MissingParameter("`model` is required: a non-empty string.", param="model")
@@ -274,7 +276,7 @@ def _fallbacks(body: bytes, start: int, end: int) -> tuple[str, ...]:
 
 
 def count_inputs(endpoint: str, body: bytes) -> int | None:
-    """How many inputs a request for embeddings has. None for other requests, and for large ones."""
+    """How many inputs an embeddings request has. None for other endpoints and for large bodies."""
     if endpoint != "embeddings" or len(body) > _COUNTED_BYTES:
         return None
     try:

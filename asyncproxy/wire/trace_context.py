@@ -8,16 +8,16 @@ from typing import Final
 
 __all__ = ["carried", "format_traceparent", "trace_id", "valid"]
 
-# Of version 00, or of a later one as far as it is known: then more may follow.
+# Version 00, or the part of a later version that is known: more may follow in a later version.
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?P<more>-.*)?"
 )
 
 
 def valid(traceparent: str | None) -> str:
-    """``traceparent`` without what a later version may add, or empty if it is none.
+    """``traceparent`` without the additions of a later version. Empty if it is not valid.
 
-    Whatever a client sends, it is 55 characters at the most.
+    The result has at most 55 characters.
     """
     if not traceparent:
         return ""
@@ -28,7 +28,7 @@ def valid(traceparent: str | None) -> str:
 
 
 def trace_id(traceparent: str | None) -> str:
-    """The id of the trace, 32 hexadecimal digits, or empty if there is none."""
+    """The id of the trace, 32 hexadecimal digits. Empty if ``traceparent`` is not valid."""
     return valid(traceparent)[3:35]
 
 
@@ -38,6 +38,6 @@ def format_traceparent(trace: int, span: int, flags: int) -> str:
 
 
 def carried(headers: Iterable[tuple[str, str]], traceparent: str) -> list[tuple[str, str]]:
-    """``headers`` with another ``traceparent``: whoever gets them is one step further down."""
+    """``headers`` with this ``traceparent`` in place of theirs: the receiver is its child."""
     others = [pair for pair in headers if pair[0].lower() != "traceparent"]
     return [*others, ("traceparent", traceparent)]
