@@ -1,4 +1,4 @@
-"""``asyncproxy check``: what ``serve`` would refuse, and what it would warn of."""
+"""``asyncproxy check``: prints the errors and warnings that ``serve`` would have."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["check", "log_config"]
 
 logger = logging.getLogger("asyncproxy")
 
-# What a gateway is asked for: every one has it, and it costs nothing.
+# The path that gateways are asked for. Every gateway has it, and a request costs nothing.
 _ASKED = "/v1/models"
 
 
 def check(arguments: argparse.Namespace) -> int:
-    """Say all that is wrong with a configuration. The exit code of ``serve`` with it, or 0."""
+    """Print all problems of a configuration. Returns the exit code that ``serve`` would have, or 0."""
     config = load_config(arguments.config)
     print(dump_config(config), end="")
     for warning in _warnings(config):
@@ -56,7 +56,10 @@ def _say(line: str) -> None:
 
 
 async def _problems(config: Config, *, running: bool) -> AsyncIterator[str]:
-    """What keeps a proxy from starting on this machine; ``running``: one does, with its own files."""
+    """The problems that would keep a proxy from starting on this machine.
+
+    ``running``: a proxy with this configuration runs, and has the ports and files itself.
+    """
     try:
         _check_store(config, running=running)
     except StartupError as error:
@@ -75,7 +78,7 @@ async def _problems(config: Config, *, running: bool) -> AsyncIterator[str]:
 def _check_store(config: Config, *, running: bool) -> None:
     scheme, _, rest = config.store.url.partition("://")
     if scheme != "sqlite":
-        make_store(config)  # which leaves nothing behind
+        make_store(config)  # raises StartupError, and leaves nothing behind
         return
     from asyncproxy.stores.sqlite import file
 
@@ -86,7 +89,7 @@ def _check_store(config: Config, *, running: bool) -> None:
 
 
 async def _problems_outside(config: Config) -> AsyncIterator[str]:
-    """What does not answer as it should: the store, if it is a server, and the gateways."""
+    """The problems of the store, if it is a server, and of the gateways."""
     if config.store.url.startswith("redis"):
         from asyncproxy.stores.codec import Codec
         from asyncproxy.stores.redis.probe import probe
@@ -103,7 +106,7 @@ async def _problems_outside(config: Config) -> AsyncIterator[str]:
 
 
 async def _ask(options: UpstreamOptions) -> str:
-    """What is wrong with a gateway, or empty. What it answers is said at once."""
+    """The problem of a gateway. Empty if it answers: then its status is printed."""
     upstream = Upstream(options, HeavyWork())
     name = f"the upstream {options.name!r} at {options.base_url}"
     try:
@@ -126,7 +129,7 @@ async def _ask(options: UpstreamOptions) -> str:
 
 
 def _warnings(config: Config) -> Iterator[str]:
-    """What can be meant as it is written, and rarely is."""
+    """Warnings about settings that are valid and usually a mistake."""
     for upstream in config.upstreams:
         given = {name.lower() for name in upstream.headers}
         if not config.auth.keys and given & {name.lower() for name in credentials.HEADERS}:
@@ -137,7 +140,7 @@ def _warnings(config: Config) -> Iterator[str]:
 
 
 def log_config(config: Config) -> None:
-    """Log where the upstreams are, and what can be meant as it is written, and rarely is."""
+    """Log the URLs of the upstreams, and warnings about settings that are usually a mistake."""
     for upstream in config.upstreams:
         logger.info("the upstream %s is at %s", upstream.name, upstream.base_url)
     for warning in _warnings(config):

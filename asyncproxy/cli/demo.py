@@ -148,7 +148,7 @@ def _error(error: _BadRequest) -> web.Response:
 
 @asynccontextmanager
 async def _listening(app: web.Application) -> AsyncIterator[str]:
-    """Serve the model for the length of a ``with``, which gets its URL."""
+    """Serve the model for the length of a ``with``. Yields its URL."""
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
     await runner.setup()
     try:
@@ -163,7 +163,7 @@ async def run(
     delay_s: float,
     serve: Callable[..., Awaitable[None]],
 ) -> None:
-    """Load the model, put ``serve`` before it, and say what to try."""
+    """Load the model, serve a proxy in front of it, and print what to try."""
     print("loading the model …", flush=True)
     app = await asyncio.to_thread(build_model_app, delay_s=delay_s)
     async with _listening(app) as model_url:

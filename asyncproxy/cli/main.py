@@ -25,7 +25,7 @@ logger = logging.getLogger("asyncproxy")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the return value is the exit code."""
+    """Run a command, and return its exit code."""
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.run(arguments))
@@ -116,7 +116,7 @@ def _configured(arguments: argparse.Namespace) -> Config:
 
 
 def _with_pages_of_its_own(config: Config, number: int) -> Config:
-    """What a worker is, it has to say on a port of its own: the first one's, and those behind it."""
+    """Give the pages of a worker a port of their own: ``admin_listen`` plus its number."""
     if config.admin_listen is None or config.admin_listen.endswith(":0"):
         return config
     host, _, port = config.admin_listen.rpartition(":")
@@ -124,7 +124,7 @@ def _with_pages_of_its_own(config: Config, number: int) -> Config:
 
 
 def _supervise(arguments: argparse.Namespace, config: Config) -> int:
-    """Serve with several processes. They share nothing but the store, so it has to be a shared one."""
+    """Serve with several processes. They share only the store, so it has to be Redis."""
     if not config.store.url.startswith("redis"):
         raise ConfigError([f"--workers: {arguments.workers} processes need a store.url of redis://"])
     source = ["--config", arguments.config] if arguments.config else ["--upstream", arguments.upstream]
@@ -150,7 +150,7 @@ def _supervise(arguments: argparse.Namespace, config: Config) -> int:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    # Loads numpy and a model: only for those who ask for it.
+    # Imported here, because it loads numpy and a model.
     from asyncproxy.cli import demo
 
     config = _listening_on(load_config({"upstreams": [{"base_url": "http://demo"}]}), arguments.listen)
@@ -174,6 +174,6 @@ def _run(main: Callable[[], Coroutine[Any, Any, None]]) -> int:
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     try:
         import uvloop
-    except ImportError:  # there is none for this platform
+    except ImportError:  # uvloop does not exist for this platform
         return None
     return uvloop.new_event_loop

@@ -1,4 +1,4 @@
-"""SIGHUP: the configuration is read again, and what can change changes while everything goes on."""
+"""SIGHUP: reads the configuration again, and applies the changes that need no restart."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 class Reload:
     """Reads the configuration again.
 
-    ``read`` gives the new one, or raises :class:`ConfigError`; None: there is no file to read.
-    ``log_config`` is told of each one that is used. ``log`` gets its new settings.
+    ``read`` returns the new configuration, or raises :class:`ConfigError`; None: there is no file.
+    ``log_config`` is called with each configuration that is applied. ``log`` gets the new log settings.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Reload:
 
     @asynccontextmanager
     async def at_hangup(self, proxy: Proxy) -> AsyncIterator[None]:
-        """Reload at each SIGHUP within this ``with``. Several that come at once are one."""
+        """Reload at each SIGHUP for the length of a ``with``. Several at once cause one reload."""
         asked = asyncio.Event()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, asked.set)
@@ -54,7 +54,7 @@ class Reload:
             await self.now(proxy)
 
     async def now(self, proxy: Proxy) -> None:
-        """Reload once. Whatever is wrong is said in the log, and nothing has changed then."""
+        """Reload once. After a problem, the log has the reasons and nothing has changed."""
         if self._read is None:
             logger.warning("SIGHUP: there is no file to read again; the proxy was started without one")
             return

@@ -27,7 +27,7 @@ logger = logging.getLogger("asyncproxy")
 
 
 def _place(config: Config) -> str:
-    """Where jobs are kept, for the log."""
+    """The store's URL without its password, for the log."""
     url = str(config.model_dump(mode="json")["store"]["url"])  # without its password
     return "memory: a restart loses them" if url == "memory://" else url
 
@@ -48,8 +48,8 @@ async def serve(
 ) -> None:
     """Serve until SIGTERM or SIGINT. ``announce`` gets the URL instead of a line on stdout.
 
-    ``reload`` is what SIGHUP does; without one it ends the process, as ever. ``worker``: others listen
-    on the same address, and the end of stdin is the end of their supervisor.
+    ``reload`` handles SIGHUP; without it, SIGHUP ends the process. ``worker``: other processes listen
+    on the same address, and the end of stdin means that the supervisor has ended.
     """
     _allow_many_connections()
     proxy = compose(config)
@@ -82,9 +82,9 @@ async def serve(
 
 
 async def _drain(proxy: Proxy, now: asyncio.Event) -> None:
-    """Invariant 8: no new jobs, and the grace for what is under way. A second signal cuts it short.
+    """Invariant 8: no new jobs, and a grace period for requests and calls under way.
 
-    We go on listening meanwhile, so that clients can still fetch what becomes ready.
+    A second signal ends the grace period. Meanwhile clients can still connect and fetch results.
     """
     grace_s = proxy.config.shutdown_grace
     logger.info("shutting down: up to %g s for the calls in flight", grace_s)
@@ -125,7 +125,7 @@ def _stop_at_the_end_of_stdin(stop: asyncio.Event) -> None:
     loop, stdin = asyncio.get_running_loop(), sys.stdin.fileno()
 
     def ended() -> None:
-        loop.remove_reader(stdin)  # an end stays readable
+        loop.remove_reader(stdin)  # a closed stdin stays readable for ever
         stop.set()
 
     loop.add_reader(stdin, ended)
@@ -145,11 +145,11 @@ def _stop_signals() -> tuple[asyncio.Event, asyncio.Event]:
 
 
 def _spare_the_collector() -> None:
-    """Let the garbage collector run less often, and not over what stays for ever.
+    """Let the garbage collector run less often, and not over objects that live for ever.
 
-    Jobs and results are freed by their reference counts: nothing of them is in a cycle, and most is not
-    even tracked. With Python's own thresholds a busy proxy collects hundreds of times a second, in
-    vain; its slowest answers were six times slower for it.
+    Jobs and results are freed by their reference counts: they are in no cycle, and most are not even
+    tracked. With Python's own thresholds a busy proxy collects hundreds of times a second and frees
+    nothing. Its slowest responses took six times as long.
     """
     gc.collect()
     gc.freeze()
@@ -157,7 +157,7 @@ def _spare_the_collector() -> None:
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files to what the system allows: each client is one."""
+    """Raise the limit of open files to the system's maximum: each client is an open file."""
     try:
         import resource
     except ImportError:  # not on this platform

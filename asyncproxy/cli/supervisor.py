@@ -1,8 +1,8 @@
-"""Several processes on one port: starts them, starts those again that die, and stops them all.
+"""Several worker processes on one port: starts them, restarts those that die, and stops them all.
 
-Each worker is a process with a socket of its own on the same address (``SO_REUSEPORT``), among which
-the kernel spreads the connections. A worker that loses its supervisor stops too: it holds the other end
-of a pipe that nothing is ever written into.
+Each worker has a socket of its own on the same address (``SO_REUSEPORT``), and the kernel spreads
+connections among the workers. The stdin of a worker is a pipe from its supervisor. When the supervisor
+dies, the pipe ends, and the worker stops.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ __all__ = ["Supervisor", "reserved"]
 
 logger = logging.getLogger(__name__)
 
-# A worker that dies is started again at once, and after ever longer waits if it dies soon each time.
+# A worker that dies is restarted at once. If it dies soon after each start, the waits grow.
 _SOON_S = 10.0
 _LONGEST_WAIT_S = 30.0
 
-# How long after its grace a worker is waited for. It stops by itself: this is for one that hangs.
+# Seconds after the grace period until a worker is killed. A worker stops by itself, unless it hangs.
 _PATIENCE_S = 10.0
 
 
 @contextlib.contextmanager
 def reserved(host: str | None, port: int) -> Iterator[tuple[str, int]]:
-    """Hold an address that several processes are to listen on; which port it is, if any would do.
+    """Reserve an address for several processes. Yields host and port, which may have been port 0.
 
-    Raises :class:`StartupError` if it is taken. The socket never listens, so that no connection is
-    given to it.
+    Raises :class:`StartupError` if the address is taken. The reserving socket never listens, so it gets
+    no connection.
     """
     if not hasattr(socket, "SO_REUSEPORT"):
         raise StartupError("--workers needs SO_REUSEPORT, which this platform does not have")
@@ -54,9 +54,9 @@ def reserved(host: str | None, port: int) -> Iterator[tuple[str, int]]:
 
 
 class Supervisor:
-    """Runs ``count`` workers. ``command`` is what starts the one of a number, from 0.
+    """Runs ``count`` workers. ``command`` returns the command line of the worker of a number, from 0.
 
-    A worker prints one line when it listens, and stops by itself at SIGTERM, within ``grace_s``.
+    A worker prints one line when it listens, and stops by itself within ``grace_s`` after SIGTERM.
     """
 
     def __init__(self, command: Callable[[int], Sequence[str]], count: int, *, grace_s: float) -> None:
@@ -67,9 +67,9 @@ class Supervisor:
         self._stopping = asyncio.Event()
 
     async def run(self, ready: Callable[[], None]) -> int:
-        """Run until SIGTERM or SIGINT; ``ready`` is called when all workers listen.
+        """Run until SIGTERM or SIGINT. ``ready`` is called when all workers listen.
 
-        The exit code: 0, or that of a worker which could not even start.
+        Returns the exit code: 0, or the code of a worker that could not start.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -89,12 +89,12 @@ class Supervisor:
             await self._end(keeping)
 
     async def _start(self, number: int) -> int | None:
-        """Start a worker. None: it listens; else its exit code."""
+        """Start a worker. Returns None when it listens, or its exit code if it ends before."""
         process = await asyncio.create_subprocess_exec(
             *self._command(number), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
         )
         self._workers[number] = process
-        if self._stopping.is_set():  # the others were told while this one was being started
+        if self._stopping.is_set():  # the signal came while this worker was being started
             process.terminate()
         assert process.stdout is not None
         if await process.stdout.readline():
@@ -102,7 +102,7 @@ class Supervisor:
         return await process.wait()
 
     async def _keep(self, number: int) -> None:
-        """See that a worker runs until all are to stop."""
+        """Restart a worker whenever it ends, until the supervisor stops."""
         wait_s = 0.0
         while True:
             started = monotonic()
@@ -128,7 +128,7 @@ class Supervisor:
                 process.send_signal(number)
 
     async def _end(self, keeping: Iterable[asyncio.Task[None]]) -> None:
-        """Wait for all workers and those who keep them, and kill the ones that do not stop."""
+        """Wait for all workers and their restart tasks, and kill the workers that do not stop."""
         if not self._stopping.is_set():
             self._stop(signal.SIGTERM)
         ending: set[asyncio.Task[Any]] = set(keeping)

@@ -1,4 +1,4 @@
-"""From a YAML file to a checked configuration, and back to YAML with the secrets masked."""
+"""Loads and checks a YAML configuration, and prints it as YAML with the secrets masked."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def load_config(
 ) -> Config:
     """A configuration from a YAML file, or from a mapping of the same form.
 
-    ``${NAME}`` and ``${NAME:-default}`` are taken from ``environ`` (``os.environ``). Raises
-    :class:`ConfigError` with everything that is wrong.
+    ``${NAME}`` and ``${NAME:-default}`` are replaced from ``environ`` (default: ``os.environ``). Raises
+    :class:`ConfigError` with all problems.
     """
     if isinstance(source, Mapping):
         data: object = dict(source)
@@ -41,7 +41,7 @@ def load_config(
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        # A value that could not be expanded is wrong for that reason, and not for its type.
+        # For a value that could not be expanded, only that problem is reported, and not its type.
         unset = {problem.partition(":")[0] for problem in problems}
         problems += [p for p in problems_of(error) if p.partition(":")[0] not in unset]
         raise ConfigError(problems) from None
@@ -57,7 +57,7 @@ def dump_config(config: Config) -> str:
 
 
 def _escaped(node: Any) -> Any:
-    """``node`` with each dollar as it has to be written, so that it loads again as it is."""
+    """``node`` with each dollar doubled, so that loading it gives the same values."""
     if isinstance(node, dict):
         return {key: _escaped(value) for key, value in node.items()}
     if isinstance(node, list):
@@ -71,7 +71,7 @@ def json_schema() -> str:
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a mapping that has a key twice; YAML's loaders keep the last one and say nothing."""
+    """Refuses a mapping that has a key twice. PyYAML's own loaders silently keep the last value."""
 
     def construct_mapping(
         self,
@@ -98,7 +98,7 @@ def _read(path: Path) -> object:
         raise ConfigError([f"{path}: cannot be read: {reason}"]) from None
     try:
         return yaml.load(text, _Loader)  # noqa: S506  a SafeLoader
-    except ValueError as error:  # a scalar that looks like a number or a date and is none
+    except ValueError as error:  # a scalar in the form of a number or date, with an impossible value
         raise ConfigError([f"{path}: {error}"]) from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)

@@ -1,4 +1,4 @@
-"""Every key of the YAML: its type, its default, what it is for. The operator's contract.
+"""Every key of the YAML: its type, its default, its purpose. The operator's contract.
 
 Secrets are masked wherever a configuration is shown.
 """
@@ -44,7 +44,7 @@ _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _ORIGIN: Final = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 
 
-# What a base_url ends in that was copied from a call.
+# The end of a base_url that was copied from the URL of a call.
 _ENDPOINT: Final = re.compile(rf"(/embeddings|(?<=/v1)/(?:{'|'.join(ENDPOINTS)}))/?$")
 
 
@@ -54,42 +54,42 @@ class _Section(BaseModel):
 
 class TimeoutConfig(_Section):
     connect: Duration = 5.0
-    """To connect to the upstream, TLS included."""
+    """The time limit for connecting to the upstream, TLS included."""
     total: Duration = 600.0
-    """For one attempt of a job; for a pass-through request, the longest silence between bytes."""
+    """The time limit of one attempt of a job. Of a pass-through request: the longest silence."""
 
 
 class RetryConfig(_Section):
     attempts: Count = 3
-    """Calls per job that may fail, the first included."""
+    """Attempts per job, the first included."""
     backoff: DurationOrNone = 0.5
-    """The upper bound of the first wait; it doubles with each attempt."""
+    """The upper bound of the first wait. The bound doubles with each attempt."""
     max_backoff: DurationOrNone = 30.0
     """The upper bound of any wait that the upstream has not asked for."""
     outage: DurationOrNone = 900.0
-    """How long a job waits in all for an upstream that is away or limits its rate. None of that counts
-    as an attempt."""
+    """How long a job waits in all for an upstream that is away or limits its rate. Refused calls
+    meanwhile are no attempts."""
 
 
 class UpstreamConfig(_Section):
     name: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")] = "gateway"
-    """Shows up in logs, metrics and errors."""
+    """The name of the upstream in logs, metrics and errors."""
     base_url: str
-    """With a path it stands for the client's /v1. http://, https:// or unix:/path/to.sock[:/path]."""
+    """http://, https:// or unix:/path/to.sock[:/path]. A path replaces the client's /v1."""
     models: Annotated[list[Annotated[str, Field(min_length=1)]], Field(min_length=1)] = ["*"]
     """Shell-style patterns. The first upstream that matches the model gets the request."""
     headers: dict[str, SecretStr] = {}
-    """Set on every request to it, over the client's."""
+    """Header fields that replace the client's on every request to the upstream."""
     strip_model_prefix: Annotated[str, Field(max_length=64)] = ""
-    """Taken off the model of a job before the call, as Bifrost does with "openai/"."""
+    """A prefix to remove from the model of a job before the call, as Bifrost does with "openai/"."""
     concurrency: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Background calls in flight."""
+    """The highest number of background calls in flight."""
     timeout: TimeoutConfig = TimeoutConfig()
     retry: RetryConfig = RetryConfig()
     ca_file: str | None = None
     """A PEM file of certificate authorities to trust instead of the system's."""
     insecure_skip_verify: bool = False
-    """Take any certificate. For tests only."""
+    """Accept any certificate. For tests only."""
 
     @field_validator("base_url", mode="before")
     @classmethod
@@ -145,12 +145,12 @@ class UpstreamConfig(_Section):
 
 class AuthConfig(_Section):
     keys: list[Annotated[SecretStr, Field(min_length=1)]] = []
-    """When set, every request must carry one of them."""
+    """The accepted client keys. If there are any, every request must carry one of them."""
 
 
 class CorsConfig(_Section):
     allow_origins: list[str] = []
-    """Origins whose pages may use our own paths from a browser; ["*"] is any."""
+    """Origins whose pages may use the proxy's own paths from a browser. ["*"] allows every origin."""
 
     @field_validator("allow_origins")
     @classmethod
@@ -165,27 +165,27 @@ class JobsConfig(_Section):
     endpoints: Annotated[list[Annotated[str, AfterValidator(known_endpoint)]], Field(min_length=1)] = (
         list(ENDPOINTS)
     )
-    """The endpoints that have an async twin."""
+    """The endpoints that have an async form."""
     result_ttl: Duration = 3600.0
-    """How long a result lives after completion, if the client does not say."""
+    """The lifetime of a result after completion, if the client asks for none."""
     max_result_ttl: Duration = 86400.0
-    """The longest that a client may ask for."""
+    """The longest lifetime of a result that a client may ask for."""
     deadline: Duration = 86400.0
-    """A job that is not done so long after its submission fails."""
+    """The time limit of a job from its submission. Then the job fails."""
     max_pending: Count = 10_000
-    """Live jobs, all credentials together."""
+    """The highest number of live jobs of all credentials together."""
     max_pending_per_credential: Count = 10_000
-    """Live jobs of one credential."""
+    """The highest number of live jobs of one credential."""
     max_request_bytes: Size = 32 * 1024**2
-    """The largest body of a job."""
+    """The largest request body of a job."""
     max_result_bytes: Size = 64 * 1024**2
-    """The largest answer of an upstream to a job."""
+    """The largest response body of an upstream to a job."""
     max_wait: Duration = 60.0
-    """The longest that a poll is held for a client that asks to wait."""
+    """The longest wait of a poll."""
     relay_hold: Duration = 50.0
-    """How long a relayed request is held before it is redirected."""
+    """How long a relayed request waits for its job before it is redirected."""
     relay_max_hops: Annotated[int, Field(ge=1, le=1000)] = 18
-    """Redirects of a relayed request before it is answered 503: clients follow 20 to 30."""
+    """Redirects of a relayed request before it is answered 503. Clients follow 20 to 30."""
 
     @field_validator("endpoints")
     @classmethod
@@ -208,19 +208,19 @@ class StoreConfig(_Section):
     url: Annotated[str, PlainSerializer(without_secret)] = "memory://"
     """memory://, sqlite:///path/jobs.db, redis://host:6379/0, rediss:// or redis+sentinel://."""
     max_bytes: Size = 1024**3
-    """What results and waiting requests may take; waiting requests half of it at the most."""
+    """The limit of results and waiting requests together. Waiting requests may take half of it."""
     encryption_key: SecretStr | None = None
-    """Durable stores: 32 bytes in Base64. After a comma: older keys, to open what they sealed."""
+    """Durable stores: 32 bytes in Base64. After a comma: older keys, which only open sealed data."""
     encrypt_results: bool = False
-    """Durable stores: seal results too. Requests always are."""
+    """Durable stores: encrypt results too. Requests are always encrypted."""
     durability: Literal["full", "normal"] = "full"
-    """sqlite: what an accepted job survives: full is a power loss, normal the death of the process."""
+    """sqlite: with full, accepted jobs survive a power loss; with normal, the death of the process."""
     prefix: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")] = (
         "asyncproxy"
     )
-    """redis: of every key, so that several deployments can share one server."""
+    """redis: the prefix of every key, so that several deployments can share one server."""
     lease: Annotated[Duration, Field(ge=1)] = 15.0
-    """redis: the jobs of a node that is silent for so long go to the others."""
+    """redis: if a node is silent for this time, other nodes take its jobs."""
 
     @field_validator("url", mode="before")
     @classmethod
@@ -263,7 +263,7 @@ class StoreConfig(_Section):
 
     @property
     def encryption_keys(self) -> tuple[bytes, ...]:
-        """The encryption keys, 32 bytes each, the one to seal with first."""
+        """The encryption keys, 32 bytes each. The first one seals."""
         return (
             ()
             if self.encryption_key is None
@@ -280,21 +280,21 @@ class Config(_Section):
     """The configuration of a proxy."""
 
     listen: str = "127.0.0.1:8080"
-    """host:port. Port 0 takes a free one; no host means all interfaces."""
+    """host:port. Port 0 takes a free port. Without a host: all interfaces."""
     admin_listen: str | None = None
-    """host:port for what is under /-/, which is then not on `listen` any more."""
+    """host:port of a separate listener for the pages under /-/. `listen` does not serve them then."""
     upstreams: Annotated[list[UpstreamConfig], Field(min_length=1)]
-    """The gateways. The first gets what belongs to none in particular."""
+    """The gateways. The first one also gets the requests in which the proxy finds no model."""
     auth: AuthConfig = AuthConfig()
     client_timeout: Duration = 60.0
-    """For the head of a request, and between pieces of its body."""
+    """The longest silence of a client within a request, and while it reads a response."""
     max_connections: Count = 10_000
-    """Client connections of one process. A further one is answered 503 and closed."""
+    """The highest number of client connections of one process. A further one gets 503 and closes."""
     cors: CorsConfig = CorsConfig()
     jobs: JobsConfig = JobsConfig()
     store: StoreConfig = StoreConfig()
     shutdown_grace: DurationOrNone = 30.0
-    """How long calls in flight may go on after SIGTERM."""
+    """How long calls in flight may continue after SIGTERM."""
     log: LogConfig = LogConfig()
 
     @field_validator("listen", "admin_listen", mode="before")
@@ -319,7 +319,7 @@ class Config(_Section):
 
     @property
     def admin_address(self) -> tuple[str | None, int] | None:
-        """The same of our own pages, if they have an address of their own."""
+        """Host and port of ``admin_listen``. None: the pages under ``/-/`` are on ``listen``."""
         return None if self.admin_listen is None else split_address(self.admin_listen)
 
     @property

@@ -1,4 +1,4 @@
-"""What is wrong with a configuration, a line each: the key, what was found, what would be right."""
+"""The problems of a configuration, a line each: the key, the value, and what would be right."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def problems_of(error: ValidationError) -> Iterator[str]:
 
 
 def _keys_beside(loc: tuple[int | str, ...]) -> list[str]:
-    """The keys that the section of an unknown key has."""
+    """The known keys of the section that has an unknown key."""
     model: Any = Config
     for part in loc[:-1]:
         if isinstance(part, str):
@@ -60,7 +60,7 @@ _PLAIN_WORDS: Final = {
 
 
 def _is_secret(loc: tuple[int | str, ...]) -> bool:
-    """Whether a secret belongs there, or stands there by a mistake that is easily made."""
+    """Whether the value of a key is a secret, or may be one by an easy mistake."""
     return "headers" in loc or "encryption_key" in loc or loc[:1] == ("auth",)
 
 

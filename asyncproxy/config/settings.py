@@ -1,4 +1,4 @@
-"""What a configuration means to each of the parts: plain arguments, for a start and for a reload."""
+"""The options of each part, from the configuration: for a start and for a reload."""
 
 from __future__ import annotations
 
@@ -25,34 +25,36 @@ __all__ = [
     "upstream_options",
 ]
 
-# What is listening, and what is in the store, stays as it is while the process runs.
+# Keys that only a restart changes: a process keeps its listeners and its store.
 _FIXED: Final = ("listen", "admin_listen", "client_timeout", "max_connections", "cors")
 _FIXED_JOBS: Final = ("endpoints",)
 _FIXED_STORE: Final = tuple(name for name in StoreConfig.model_fields if name != "max_bytes")
 
 
 class Bodies(NamedTuple):
-    """Bytes of one request body, and of all that are being read, at the most."""
+    """The limits of request bodies."""
 
     max_bytes: int
+    """Bytes of one body."""
     max_total_bytes: int
+    """Bytes of all bodies that are being read."""
 
 
 def endpoints(config: Config) -> list[Endpoint]:
-    """The endpoints that have an async twin."""
+    """The endpoints that have an async form."""
     return [ENDPOINTS[name] for name in config.jobs.endpoints]
 
 
 def limits(config: Config) -> Limits:
-    """What the store takes."""
+    """The limits of the store."""
     jobs = config.jobs
     return Limits(jobs.max_pending, jobs.max_pending_per_credential, config.store.max_bytes)
 
 
 def bodies(config: Config) -> Bodies:
-    """What request bodies may cost.
+    """The limits of request bodies.
 
-    A body that fills all that waiting requests may take is as much as can ever be accepted.
+    Waiting requests may take half of the store, so a larger body could never be accepted.
     """
     half = config.store.max_bytes // 2
     return Bodies(min(config.jobs.max_request_bytes, half), half)
@@ -70,7 +72,7 @@ def auth_keys(config: Config) -> list[str]:
 
 
 def base_urls(config: Config) -> dict[str, str]:
-    """Where each upstream is, by its name."""
+    """The URL of each upstream, by its name."""
     return {upstream.name: upstream.base_url for upstream in config.upstreams}
 
 
@@ -99,7 +101,7 @@ def upstream_options(config: Config) -> list[UpstreamOptions]:
 
 def policy(upstream: UpstreamConfig) -> CallPolicy:
     """How jobs of an upstream are sent."""
-    # Whatever stands in its headers: it was the operator's to know.
+    # Every value of the operator's headers is masked in the log, as it may be a secret.
     values = [secret.get_secret_value() for secret in upstream.headers.values()]
     hidden = {part for value in values for part in (value, value.rpartition(" ")[2]) if part}
     return CallPolicy(
@@ -113,7 +115,7 @@ def policy(upstream: UpstreamConfig) -> CallPolicy:
 
 
 def as_far_as_it_can_change(old: Config, new: Config) -> tuple[Config, list[str]]:
-    """``new``, but with what only a restart can change as it is in ``old``; the keys that differ so."""
+    """``new`` with the values of ``old`` for keys that only a restart changes, and the changed keys."""
     differ: list[str] = []
 
     def kept(was: Any, is_now: Any, names: tuple[str, ...], prefix: str = "") -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Values of the YAML that are more than text: durations, sizes, addresses, keys. Pure."""
+"""Parses and prints values of the YAML: durations, sizes, addresses, keys. Pure."""
 
 from __future__ import annotations
 

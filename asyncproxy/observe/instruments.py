@@ -1,7 +1,7 @@
-"""Counters and histograms that only the event loop writes, and so without locks.
+"""Counters and histograms without locks, because only the event loop writes them.
 
-The library's own may be written by any thread: a value costs a lock, in a histogram two, and with the
-look-up of its labels about a microsecond. A whole job has a dozen of them; here they are a third of it.
+Any thread may write those of prometheus_client: a value costs a lock, in a histogram two, and with the
+look-up of its labels about a microsecond. A job writes a dozen values. Here a value costs a third.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Count(Collector):
         self._values[labels] = self._values.get(labels, 0) + amount
 
     def describe(self) -> list[Metric]:
-        """Its name, for the registry."""
+        """The name of the counter, for the registry."""
         return [CounterMetricFamily(self.name, self._text, labels=self.labels)]
 
     def collect(self) -> Iterator[Metric]:
@@ -82,7 +82,7 @@ class Distribution(Collector):
         return counts
 
     def describe(self) -> list[Metric]:
-        """Its name, for the registry."""
+        """The name of the histogram, for the registry."""
         return [HistogramMetricFamily(self.name, self._text, labels=self.labels)]
 
     def collect(self) -> Iterator[Metric]:

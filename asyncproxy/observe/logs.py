@@ -1,7 +1,7 @@
 """Events as log lines, and the set-up of logging for the command line.
 
-A line is made of the parts that operators search for, as ``key=value`` or JSON. What a client had a say
-in is escaped in both, so that it cannot start a line or a field of its own.
+A line has the fields that operators search for, as ``key=value`` or JSON. Text that a client can choose
+is escaped in both, so that it cannot begin a new line or field.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ _LAST_WAIT_S: Final = 2.0
 
 
 class LogObserver(Observer):
-    """Writes one line per job outcome and per request that went through.
+    """Writes one line per job outcome and per request that passed through.
 
-    ``base_urls`` are those of the upstreams, by their names. They may be set anew.
+    ``base_urls`` are the URLs of the upstreams by name. May be set at any time.
     """
 
     def __init__(self, base_urls: Mapping[str, str] | None = None) -> None:
         self.base_urls = base_urls or {}
 
     def job_finished(self, event: JobFinished) -> None:
-        # That a client asked for something wrong is not the operator's to look at.
+        # A client's mistake is no warning for the operator.
         theirs = event.status is JobStatus.COMPLETED or 400 <= event.status_code < 500
         level = logging.INFO if theirs else logging.WARNING
         if not logger.isEnabledFor(level):
             return
-        # An upstream may quote what a client has sent.
+        # An upstream's message may quote the client's input, so it is logged at debug only.
         quoted = event.upstream_message if logger.isEnabledFor(logging.DEBUG) else ""
         _log(
             level,
@@ -87,7 +87,7 @@ class LogObserver(Observer):
     def request_passed(self, event: RequestPassed) -> None:
         level = logging.INFO if event.outcome in ("ok", "client_gone") else logging.WARNING
         if not logger.isEnabledFor(level):
-            return  # there may be thousands of them in a second
+            return  # saves the work for thousands of requests per second
         _log(
             level,
             "request",
@@ -126,7 +126,7 @@ class LogObserver(Observer):
         )
 
     def _base_url(self, status: int, upstream: str) -> str:
-        """Where an upstream is, if the path may be wrong."""
+        """The URL of an upstream after a 404, which may mean a wrong path. Empty otherwise."""
         return self.base_urls.get(upstream, "") if status == 404 else ""
 
     def retried(self, event: Retried) -> None:
@@ -145,13 +145,13 @@ class LogObserver(Observer):
 
 def _log(level: int, message: str, **fields: object) -> None:
     if logger.isEnabledFor(level):
-        # Cut here: what waits to be written is bounded by its count alone.
+        # Values are cut here: the queue of lines is bounded by their number, and not by their size.
         cut = {key: _cut(v) for key, v in fields.items() if v is not None and v != ""}
         logger.log(level, _Line(message, cut), extra={"fields": cut})
 
 
 class _Line:
-    """An event and its fields. As text it has both, for the formatters of a host application."""
+    """An event and its fields. ``str()`` has both, for the formatters of a host application."""
 
     __slots__ = ("event", "fields")
 
@@ -195,7 +195,7 @@ def _time(seconds: float) -> str:
 
 
 def json_line(event: str, **fields: object) -> str:
-    """A line as ``format: json`` has them, for what is not written by the log."""
+    """A line in the form of ``format: json``, for output outside the log."""
     parts = {"time": _time(time()), "level": "info", "event": event, **fields}
     return json.dumps(parts, ensure_ascii=True)
 
@@ -218,14 +218,14 @@ def _escaped(text: str) -> str:
 
 
 class _Outbox(QueueHandler):
-    """Hands records over to the thread that writes them, and drops what that cannot keep up with."""
+    """Passes records to the writing thread. Drops records while its queue is full."""
 
     def __init__(self, records: queue.Queue[logging.LogRecord | None]) -> None:
         super().__init__(records)
         self.dropped = 0
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        return record  # it is formatted by the thread
+        return record  # the writing thread formats it
 
     def enqueue(self, record: logging.LogRecord) -> None:
         try:
@@ -235,18 +235,18 @@ class _Outbox(QueueHandler):
 
 
 def _is_ours_to_show(record: logging.LogRecord) -> bool:
-    """Not what the parser of forms says of each one that is malformed: it has bytes of the body."""
+    """Whether a record may be shown. Those of the form parser quote bytes of the body."""
     return not record.name.startswith("python_multipart")
 
 
 class Log:
-    """The log of this process while it is written to stderr."""
+    """The settings of the log on stderr."""
 
     def __init__(self, writer: logging.Handler) -> None:
         self._writer = writer
 
     def configure(self, level: str, style: str) -> None:
-        """Write lines from ``level`` on, as ``text`` or ``json``. Lines that wait change too."""
+        """Write lines of ``level`` and above, as ``text`` or ``json``. Also applies to queued lines."""
         self._writer.setFormatter(_JsonFormatter() if style == "json" else _TextFormatter())
         logger.setLevel(level.upper())
 
@@ -255,10 +255,9 @@ class Log:
 def logging_to_stderr(level: str, style: str) -> Iterator[Log]:
     """Write the log of this process to stderr for the length of a ``with``.
 
-    ``level`` and ``style`` are as for :meth:`Log.configure`. Of libraries only the warnings are
-    written. Formatting and writing happen on a thread, so that a terminal that is slow does not stop
-    the loop; if nobody reads at all, lines are dropped, and the end waits no longer than two seconds
-    for those that are left.
+    ``level`` and ``style`` are as for :meth:`Log.configure`. Only warnings of libraries are written. A
+    thread formats and writes, so a slow terminal does not block the loop. If nobody reads stderr, lines
+    are dropped, and the end of the ``with`` waits at most two seconds for the remaining lines.
     """
     writer = logging.StreamHandler(sys.stderr)
     records: queue.Queue[logging.LogRecord | None] = queue.Queue(_MOST_WAITING)
@@ -267,7 +266,7 @@ def logging_to_stderr(level: str, style: str) -> Iterator[Log]:
     thread = threading.Thread(target=_write, args=(records, writer), daemon=True, name="log")
     root = logging.getLogger()
     before = root.handlers, root.level, logger.level
-    root.handlers = [outbox]  # instead of what a library may have put there at its import
+    root.handlers = [outbox]  # replaces handlers that a library may have added at its import
     root.setLevel(logging.WARNING)
     log = Log(writer)
     log.configure(level, style)

@@ -1,8 +1,8 @@
-"""The metrics: instruments that observe events, and what is read from the parts at a scrape.
+"""The metrics: instruments that observe events, and gauges that are read from the parts at a scrape.
 
-Labels are bounded by the configuration and by tables of ours: endpoints, upstreams, our codes, classes
-of statuses. Never a model, an id, a method or a path: a client could make a series of each.
-``docs/metrics.md`` lists them all, and a test holds it to this.
+The values of labels come from fixed sets: endpoints, upstreams, codes, classes of statuses. A model, an
+id, a method or a path is never a label: a client could make a new series with each request.
+``docs/metrics.md`` lists all metrics, and a test compares the list with this module.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ __all__ = ["CONTENT_TYPE", "Fill", "Metrics", "Readings"]
 # The text format that every Prometheus reads.
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
-# In seconds. What a gateway takes is anything from a cached vector to a long generation; what a job
-# takes may be its deadline.
+# In seconds. A call takes from a cached vector to a long generation, and a job up to its deadline.
 _LONG: Final = (
     0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600,
 )  # fmt: skip
@@ -35,32 +34,34 @@ _LAG: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
 
 
 class Fill(NamedTuple):
-    """What a store says of itself."""
+    """The fill and the job states of a store."""
 
     usage: Usage
     states: States
 
 
 class Readings(NamedTuple):
-    """How the parts stand at a scrape. ``fill`` is None if the store did not say in time.
-
-    ``calls``, ``limits`` and ``away`` are by upstream: calls in flight, as many as there may be now,
-    and the seconds for which it has been away.
-    """
+    """The values of the gauges at a scrape."""
 
     fill: Fill | None
+    """None: the store did not answer in time."""
     max_live: int
     max_bytes: int
     calls: Mapping[str, int]
+    """Calls in flight, by upstream."""
     limits: Mapping[str, int]
+    """Calls that may be in flight now, by upstream."""
     away: Mapping[str, float]
+    """Seconds for which an upstream has been away, by upstream. 0: it takes calls."""
     waiting: int
+    """Clients that wait for a job."""
     passing: int
+    """Requests that are passing through."""
     draining: bool
 
 
 class Metrics(Observer):
-    """The instruments of one application, in a registry of their own."""
+    """The instruments of one application, in its own registry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -237,7 +238,7 @@ class Metrics(Observer):
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
-    # What happens.
+    # Events.
 
     def job_submitted(self, event: events.JobSubmitted) -> None:
         self._submitted.add((event.endpoint, event.upstream))
@@ -294,7 +295,7 @@ class Metrics(Observer):
         """Note how late the event loop was."""
         self._lag.observe((), lag_s)
 
-    # What is.
+    # Gauges, read at a scrape.
 
     def page(self, readings: Readings) -> bytes:
         """All metrics, in the format of :data:`CONTENT_TYPE`."""
@@ -305,7 +306,7 @@ class Metrics(Observer):
         fill = readings.fill
         self._store_up.set(fill is not None)
         if fill is None:
-            # No number is better than an old one.
+            # Without a reading the gauges have no value: an old value would mislead.
             for gauge in (self._store_bytes, self._store_results):
                 gauge.set(float("nan"))
             self._live.clear()
@@ -325,6 +326,6 @@ class Metrics(Observer):
             (self._up, {name: not away_s for name, away_s in readings.away.items()}),
             (self._away_seconds, readings.away),
         ):
-            gauge.clear()  # one that was removed has no calls
+            gauge.clear()  # drops upstreams that a reload has removed
             for upstream, number in by_upstream.items():
                 gauge.labels(upstream).set(number)

@@ -1,4 +1,4 @@
-"""A store that tells an observer how long its operations took, and which of them failed."""
+"""A store that reports the durations and the failures of its operations to an observer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asyncproxy.stores.base import Limits, Lost, Store
 
 __all__ = ["TimedStore"]
 
-# A limit that is reached, or a client's mistake: the store has done its work.
+# Refusals because of a limit or a client's mistake. They are no failures of the store.
 _REFUSALS = (IdempotencyKeyReused, Overloaded, StoreFull, TooManyJobs)
 
 P = ParamSpec("P")
@@ -21,9 +21,10 @@ T = TypeVar("T")
 
 
 class _Timed(Generic[P, T]):
-    """A method of :class:`TimedStore`: the inner store does it, and the observer is told.
+    """A method of :class:`TimedStore`: calls the inner store, and tells the observer.
 
-    Of one that ``waits`` by design only the errors are told. It is made at its first use, and stays.
+    Of an operation that ``waits`` by design, only errors are told. The bound method is made at its
+    first use, and then kept in the instance.
     """
 
     def __init__(
@@ -52,12 +53,12 @@ class _Timed(Generic[P, T]):
 
 
 class TimedStore:
-    """See :class:`~asyncproxy.stores.base.Store`. All that is asked of it, ``inner`` does."""
+    """See :class:`~asyncproxy.stores.base.Store`. Delegates every operation to ``inner``."""
 
     def __init__(self, inner: Store, observer: Observer) -> None:
         self._inner = inner
         self._tell = observer.store_operation
-        # Nothing to tell of these. The first is asked for with each answer.
+        # These are not timed. ``position`` is called for each response.
         self.position = inner.position
         self.allow = inner.allow
         self.read = inner.read

@@ -1,7 +1,7 @@
-"""Spans of OpenTelemetry: submit, queue, each attempt, and what passes through.
+"""Spans of OpenTelemetry: submit, queue, each attempt, and each request that passes through.
 
-The extra ``otel`` brings the library, and the usual ``OTEL_*`` variables say where spans go. Without
-both nothing is loaded, and the tracer here does nothing.
+The extra ``otel`` installs the library, and the ``OTEL_*`` variables name the receiver of spans.
+Without the variables no library is loaded, and the tracer does nothing.
 """
 
 from __future__ import annotations
@@ -50,25 +50,25 @@ _SPOKEN: Final = "http/protobuf"
 
 
 class Span:
-    """Something that takes time. This one is not recorded.
+    """A span. This base class records nothing.
 
-    ``traceparent`` is what the next one down the line is told; empty: what it would be told anyway.
+    ``traceparent`` is for requests below this span. Empty: such requests keep their ``traceparent``.
     """
 
     traceparent = ""
 
     def note(self, name: str, value: str) -> None:
-        """Something that was not known when it began."""
+        """Add an attribute that was unknown at the start of the span."""
 
     def end(self, outcome: str = "", status: int = 0) -> None:
-        """It has ended: with a status of HTTP if there is one, and with an ``outcome`` if it failed."""
+        """End the span, with an HTTP status if there is one, and with an ``outcome`` if it failed."""
 
 
 NO_SPAN: Final = Span()
 
 
 class Tracer:
-    """Starts spans. This one starts none, and costs a call."""
+    """Starts spans. This base class starts none."""
 
     def start(
         self,
@@ -79,15 +79,15 @@ class Tracer:
         started_at: float | None = None,
         outward: bool = False,
     ) -> Span:
-        """A span below the one that ``traceparent`` names, or the first of a trace if it is empty.
+        """A child of the span that ``traceparent`` names. An empty one starts a new trace.
 
-        ``started_at`` is in seconds since the epoch, now if it is None. ``outward``: it is a request to
+        ``started_at`` is in seconds since the epoch; None is now. ``outward``: the span is a request to
         another server.
         """
         return NO_SPAN
 
     def close(self) -> None:
-        """Export what is left. Blocks for as long as that takes, some seconds at the most."""
+        """Export the remaining spans. Blocks for some seconds at most."""
 
 
 class _RecordedSpan(Span):
@@ -112,7 +112,7 @@ class _RecordedSpan(Span):
 
 
 class OpenTelemetry(Tracer):
-    """Starts spans of a provider, which is closed with it."""
+    """Starts spans of ``provider``, and closes it at the end."""
 
     def __init__(self, provider: TracerProvider) -> None:
         from opentelemetry import trace
@@ -137,7 +137,7 @@ class OpenTelemetry(Tracer):
     ) -> Span:
         span = self._tracer.start_span(
             name,
-            # A context of our own: whatever a host application has made current is not a job's.
+            # An empty context: the current span of a host application is not the parent of a job's.
             context=self._read({"traceparent": valid(traceparent)}, context=self._nothing),
             kind=self._kinds.CLIENT if outward else self._kinds.INTERNAL,
             attributes=dict(attributes),
@@ -150,11 +150,11 @@ class OpenTelemetry(Tracer):
 
 
 def from_environment(environ: Mapping[str, str]) -> Tracer:
-    """The tracer that ``OTEL_*`` variables ask for.
+    """The tracer that the ``OTEL_*`` variables configure.
 
-    ``OTEL_TRACES_EXPORTER`` may be ``otlp`` (the default where an endpoint is set), ``console`` or
-    ``none``, or several of them with commas. What else there is (sampling, resource, batches, headers,
-    timeouts) is the library's to read: https://opentelemetry.io/docs/specs/otel/configuration/.
+    ``OTEL_TRACES_EXPORTER`` may be ``otlp`` (the default if an endpoint is set), ``console`` or
+    ``none``, or several of them with commas. The library reads the other variables (sampling, resource,
+    batches, headers, timeouts): https://opentelemetry.io/docs/specs/otel/configuration/.
     """
     wanted = _exporters_wanted(environ)
     if not wanted:

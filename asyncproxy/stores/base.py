@@ -1,8 +1,8 @@
-"""What every store promises. The contract suite in ``tests/stores`` holds each backend to it.
+"""The contract of every store. The suite ``tests/stores/test_contract.py`` tests each backend.
 
-All times are seconds. A store never evicts: what does not fit is refused at :meth:`Store.create`.
+All times are in seconds. A store never evicts: :meth:`Store.create` refuses a job that does not fit.
 
-A store that keeps its jobs elsewhere may be out of reach: then each operation raises
+A store on a server or a disk may be out of reach. Then each operation raises
 :class:`~asyncproxy.core.errors.StoreUnavailable`, except for :meth:`Store.claim`, which waits.
 """
 
@@ -32,14 +32,14 @@ class Alias(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """A job that is this process's to run, and what to send for it."""
+    """A job that this process has to run, and its call."""
 
     job: Job
     call: Call
 
 
 class UnreadableCall(Exception):
-    """A job was claimed, and what to send for it cannot be read: ``job`` is this process's to end."""
+    """A job was claimed, but its call cannot be read. This process has to finish ``job``."""
 
     def __init__(self, job: Job) -> None:
         super().__init__(f"job {job.id}: its request cannot be read")
@@ -47,9 +47,9 @@ class UnreadableCall(Exception):
 
 
 class Limits(NamedTuple):
-    """What a store takes before it refuses. Results may fill ``max_bytes``; requests half of it.
+    """The limits of a store. Results may fill ``max_bytes``, and requests half of it.
 
-    With a half kept for them, results that expire always make room for the jobs that wait.
+    The other half is for results. So results that expire always make room for the waiting jobs.
     """
 
     max_live: int
@@ -72,7 +72,7 @@ class States(NamedTuple):
     processing: int
 
 
-# Told the id of a job that was claimed here, and is not this process's any more.
+# Is called with the id of a job whose claim this process has lost.
 Lost = Callable[[str], object]
 
 
@@ -83,7 +83,7 @@ class Store(Protocol):
     def credential_keys(self) -> tuple[bytes, ...]:
         """The keys of the credential hashes, the same for every process that shares the store.
 
-        New hashes are made with the first one. Those of jobs may have been made with any of them.
+        New hashes are made with the first key. The hash of a stored job may be made with any of them.
         """
 
     @property
@@ -92,39 +92,39 @@ class Store(Protocol):
 
     @property
     def limits(self) -> Limits:
-        """What it takes before it refuses. May be set anew at any time: what is there stays."""
+        """The limits. May be set at any time: jobs and results that are already stored stay."""
 
     @limits.setter
     def limits(self, limits: Limits) -> None: ...
 
     def opened(self, lost: Lost) -> AbstractAsyncContextManager[None]:
-        """Hold the store open for the length of a ``with``: nothing else can be called outside it.
+        """Keep the store open for the length of a ``with``. Other methods may be called only within it.
 
-        ``lost`` hears of claimed jobs that were deleted, or that another process has claimed.
-        Raises :class:`~asyncproxy.core.errors.StartupError` if that cannot be.
+        ``lost`` is called for each claimed job that was deleted, or that another process has claimed.
+        Raises :class:`~asyncproxy.core.errors.StartupError` if the store cannot be opened.
         """
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
-        """Accept a pending job: None. Or else the job that the alias names already, and nothing new.
+        """Add a pending job and return None, or return the job that ``alias`` already names.
 
         Raises ``TooManyJobs``, ``Overloaded``, ``StoreFull``, or ``IdempotencyKeyReused`` if the alias
-        names a job of another request. Nothing has changed then.
+        names a job of another request. After an error nothing has changed.
         """
 
     async def get(self, job_id: str) -> Job | Outcome | None:
-        """The job as it is now. None if it never was, has expired or was deleted."""
+        """The current state of a job. None if the job is unknown, has expired or was deleted."""
 
     def read(self, outcome: Outcome, start: int = 0) -> AsyncIterator[bytes]:
-        """The bytes of ``/content`` of an outcome in parts, from the byte ``start`` on, in pieces.
+        """Yields the bytes of ``/content`` of an outcome that is in parts, from byte ``start`` on.
 
-        Raises :class:`~asyncproxy.core.errors.StoreUnavailable` also if the result is gone meanwhile.
+        Raises :class:`~asyncproxy.core.errors.StoreUnavailable` also if the result expires meanwhile.
         """
 
     async def claim(self, upstream: str) -> Claim:
-        """Wait for the next job of ``upstream`` whose turn it is; it is processing from here on.
+        """Wait for the next job of ``upstream``, and make it processing.
 
-        Waits too while results take all of ``max_bytes``. Safe to cancel: no job is lost then. Raises
-        :class:`UnreadableCall` for a job that cannot be sent.
+        Also waits while results take all of ``max_bytes``. May be cancelled: no job is lost. Raises
+        :class:`UnreadableCall` for a job whose call cannot be read.
         """
 
     async def release(
@@ -136,60 +136,61 @@ class Store(Protocol):
         whole_lane: bool = False,
         call: Call | None = None,
     ) -> None:
-        """Make a claimed job pending again, at its old place, not to be claimed for ``delay_s``.
+        """Make a claimed job pending again, at its old place. It is not claimed for ``delay_s``.
 
-        ``whole_lane``: nor is any other waiting job of its lane; a longer pause that is there stays.
-        ``job`` may have another upstream and model than it was claimed with, and then another
-        ``call``; its place is the last then. Of its fallbacks it may have lost the first ones. Nothing
-        happens if the claim was lost.
+        ``whole_lane``: no waiting job of the lane is claimed for ``delay_s``. A longer pause stays.
+        ``job`` may have another upstream and model than at the claim, with another ``call``. On another
+        upstream its place is the last. ``job`` may also have fewer fallbacks: the first ones are gone.
+        Does nothing if the claim was lost.
         """
 
     async def pause(self, lane: Lane, delay_s: float) -> None:
-        """Hand out no job that waits in ``lane`` for ``delay_s``, if one does."""
+        """Let no job that waits in ``lane`` be claimed for ``delay_s``."""
 
     def allow(self, lane: Lane, room: int | None) -> None:
         """Let this process claim ``room`` more jobs of ``lane``. None: any number.
 
-        Each claim takes one off, until another number is given.
+        Each claim lowers the number by one, until the next call sets it.
         """
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
-        """Record the outcome of a claimed job, once. False if the claim was lost: that of another
-        worker counts, or the job was deleted.
+        """Record the outcome of a claimed job, once.
+
+        False if the claim was lost: another worker has the job, or the job was deleted.
         """
 
     async def delete(self, job_id: str) -> bool:
-        """Forget a job in whatever state. False if there is none."""
+        """Delete a job in any state. False if there is none."""
 
     async def claim_overdue(self, created_before: float) -> list[Job]:
         """Claim the waiting jobs that were created before a time (since the epoch)."""
 
     async def claim_orphans(self, upstreams: Collection[str]) -> list[Job]:
-        """Claim the waiting jobs of upstreams that nobody serves. ``upstreams`` are served here."""
+        """Claim the waiting jobs of upstreams that no process serves. This one serves ``upstreams``."""
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
-        """The job as soon as it is terminal or gone, or as it is after ``timeout_s``. No polling."""
+        """The job as soon as it is terminal or gone, or its state after ``timeout_s``. No polling."""
 
     def release_waiters(self) -> None:
-        """Let all who wait here go at once, now and from now on."""
+        """End all waits of this process at once, now and from now on."""
 
     async def retire(self, outcome: Outcome, within_s: float) -> None:
-        """Note that a result was delivered.
+        """Mark a result as delivered.
 
-        If it has an alias that is for once, that is gone, and the result no later than ``within_s``.
+        An alias for single use is dropped. Then the result, too, expires within ``within_s``.
         """
 
     def position(self, job: Job) -> QueuePosition | None:
-        """Where a waiting job stands, as far as this process knows. ``not_before`` is monotonic."""
+        """The queue position of a waiting job, if it is known here. ``not_before`` is monotonic."""
 
     async def usage(self) -> Usage:
         """How full the store is."""
 
     async def states(self) -> States:
-        """How the live jobs stand."""
+        """How many live jobs are in each state."""
 
     async def check(self) -> None:
-        """Raise :class:`~asyncproxy.core.errors.StoreUnavailable` if jobs cannot be taken just now."""
+        """Raise :class:`~asyncproxy.core.errors.StoreUnavailable` if the store cannot accept jobs."""
 
     async def tick(self) -> None:
-        """Housekeeping, about once a second: give back what has expired."""
+        """Housekeeping, about once a second: drop expired results."""

@@ -1,8 +1,8 @@
-"""What durable stores write: calls sealed, outcomes as they are or sealed too.
+"""The data that durable stores write: calls sealed, outcomes plain or sealed.
 
-Sealed is a Fernet token (AES-128-CBC and HMAC-SHA256, https://github.com/fernet/spec): it cannot be
-read or changed without the key. With several keys the first one seals, and any of them opens, so that
-keys can be rotated.
+Sealed data is a Fernet token (AES-128-CBC and HMAC-SHA256, https://github.com/fernet/spec): it cannot
+be read or changed without the key. With several keys the first one seals and any of them opens, so keys
+can be rotated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from asyncproxy.core.jobs import Call, Job, Outcome
 
 __all__ = ["Codec", "Unreadable", "require"]
 
-# Names of header fields are a subclass of str, which msgspec leaves to us.
+# Names of header fields may be a subclass of str. msgspec needs a hook for it.
 _ENCODER: Final = msgspec.msgpack.Encoder(enc_hook=str)
 _CALLS: Final = msgspec.msgpack.Decoder(Call)
 _JOBS: Final = msgspec.msgpack.Decoder(Job)
@@ -27,16 +27,16 @@ _OUTCOMES: Final = msgspec.msgpack.Decoder(Outcome)
 
 _PROBE: Final = b"asyncproxy"
 
-# What a part begins with that is not sealed. A token is Base64.
+# The first byte of a part that is not sealed. A token is Base64, so it never begins with this byte.
 _PLAIN: Final = b"\0"
 
 
 class Unreadable(Exception):
-    """What a store holds was sealed with a key that is not among ours, or is damaged."""
+    """Stored data is damaged, or was sealed with a key that is not configured."""
 
 
 def require(*, extra: str) -> None:
-    """Raise :class:`StartupError` that names ``extra`` if the library is missing."""
+    """Raise :class:`StartupError` if ``cryptography`` is missing. ``extra`` installs it."""
     try:
         import cryptography.fernet  # noqa: F401
     except ImportError:
@@ -48,8 +48,8 @@ def require(*, extra: str) -> None:
 class Codec:
     """Turns jobs, calls and outcomes into bytes at rest, and back.
 
-    ``keys`` are 32 secret bytes each. ``extra`` is what to install when the library is missing. Raises
-    :class:`StartupError` if it is.
+    ``keys`` are 32 secret bytes each. Raises :class:`StartupError` if the library is missing; ``extra``
+    is the extra of this package that installs it.
     """
 
     def __init__(self, keys: Sequence[bytes], *, seal_outcomes: bool, extra: str) -> None:
@@ -59,13 +59,13 @@ class Codec:
         self._fernet = MultiFernet([Fernet(urlsafe_b64encode(key)) for key in keys])
         self._invalid = InvalidToken
         self._seal_outcomes = seal_outcomes
-        # Derived, so that all who share the key share these too, and have nothing to agree on.
+        # Derived from the keys: processes that share the keys share these too.
         self.credential_keys = tuple(
             hashlib.blake2b(b"asyncproxy credentials", key=key, digest_size=32).digest() for key in keys
         )
 
     def pack_job(self, job: Job) -> bytes:
-        """A job, which holds no secret."""
+        """A packed job. It is not sealed, because it holds no secret."""
         return _ENCODER.encode(job)
 
     def unpack_job(self, data: bytes) -> Job:
@@ -76,10 +76,10 @@ class Codec:
             raise Unreadable(str(error)) from None
 
     def update_job(self, record: bytes, job: Job) -> bytes:
-        """``record``, which is a packed job, with the values of ``job``. Raises :class:`Unreadable`.
+        """``record``, a packed job, with the values of ``job``. Raises :class:`Unreadable`.
 
-        Fields that only a newer version knows keep their values, those of each fallback too. The
-        fallbacks of ``job`` are the last ones of the record: those before have been tried.
+        Fields that only a newer version knows keep their values, in the job and in its fallbacks. The
+        fallbacks of ``job`` are the last ones of the record: the earlier ones have been tried.
         """
         try:
             before = msgspec.msgpack.decode(record)
@@ -94,7 +94,7 @@ class Codec:
             raise Unreadable(str(error)) from None
 
     def seal_call(self, call: Call) -> bytes:
-        """A call, which holds the client's credential and text."""
+        """A sealed call. It holds the client's credential and text."""
         return self._fernet.encrypt(_ENCODER.encode(call))
 
     def open_call(self, data: bytes) -> Call:
@@ -105,36 +105,36 @@ class Codec:
             raise Unreadable(str(error)) from None
 
     def pack_outcome(self, outcome: Outcome) -> bytes:
-        """An outcome without its parts, sealed if outcomes are to be."""
+        """A packed outcome without its parts, sealed if ``seal_outcomes`` is set."""
         if outcome.parts:
             outcome = msgspec.structs.replace(outcome, parts=(), part_sizes=outcome.sizes)
         return self._sealed(_ENCODER.encode(outcome))
 
     def pack_parts(self, outcome: Outcome) -> list[bytes]:
-        """The parts of an outcome, each sealed if outcomes are to be."""
+        """The parts of an outcome, each sealed if ``seal_outcomes`` is set."""
         return [self._sealed(part) if self._seal_outcomes else _PLAIN + part for part in outcome.parts]
 
     def unpack_outcome(self, data: bytes) -> Outcome:
-        """Raises :class:`Unreadable`. Takes both kinds: the setting may have changed meanwhile."""
+        """Takes plain and sealed data: the setting may have changed. Raises :class:`Unreadable`."""
         try:
-            # A token is Base64 and starts with the letter g; an outcome starts with a map of msgpack.
+            # A token is Base64 and begins with the letter g. A plain outcome begins with a msgpack map.
             return _OUTCOMES.decode(self._open(data) if data[:1] == b"g" else data)
         except (msgspec.MsgspecError, ValueError) as error:
             raise Unreadable(str(error)) from None
 
     def unpack_part(self, data: bytes) -> bytes:
-        """Raises :class:`Unreadable`. Takes both kinds: the setting may have changed meanwhile."""
+        """Takes plain and sealed data: the setting may have changed. Raises :class:`Unreadable`."""
         return data[1:] if data[:1] == _PLAIN else self._open(data)
 
     def _sealed(self, data: bytes) -> bytes:
         return self._fernet.encrypt(data) if self._seal_outcomes else data
 
     def probe(self) -> bytes:
-        """A token for a store to keep, by which :meth:`check` knows whether the keys are its own."""
+        """A token for a store to keep. :meth:`check` needs it to tell whether the keys are right."""
         return self._fernet.encrypt(_PROBE)
 
     def check(self, probe: bytes) -> None:
-        """Raise :class:`StartupError` if the probe of a store was made with none of our keys."""
+        """Raise :class:`StartupError` if the probe of a store was made with none of the keys."""
         try:
             right = self._open(probe) == _PROBE
         except Unreadable:

@@ -13,18 +13,18 @@ __all__ = ["ExpiringResults"]
 class ExpiringResults:
     """Outcomes by id.
 
-    Their ids wait in a bucket for each second in which one expires, and only the bucket of the second
-    that it is gets sorted: to keep an outcome and to let it expire costs the same for a thousand as for
-    a million. A heap of all, as caches with a lifetime per entry have, would cost more with each.
+    Outcomes that expire in the same second share a bucket of ids. Only the bucket of the current second
+    is sorted. So adding and expiring an outcome costs the same among a thousand as among a million. A
+    cache with a lifetime per entry has a heap of all entries, whose cost grows with their number.
     """
 
     def __init__(self) -> None:
         self.bytes = 0
         self._outcomes = _dict_with_hashes()
         self._buckets: dict[int, list[str]] = {}  # by the second
-        self._seconds: list[int] = []  # a heap of those that there are buckets for
-        self._ripe: list[tuple[float, str]] = []  # out of their bucket; the last one expires first
-        self._stale = 0  # ids in buckets whose outcome has gone before its time
+        self._seconds: list[int] = []  # a heap of the seconds that have a bucket
+        self._ripe: list[tuple[float, str]] = []  # taken out of a bucket; the last one expires first
+        self._stale = 0  # ids in buckets whose outcome was taken out before its time
 
     def __len__(self) -> int:
         return len(self._outcomes)
@@ -33,7 +33,7 @@ class ExpiringResults:
         return job_id in self._outcomes
 
     def keep(self, outcome: Outcome) -> None:
-        """Add an outcome whose id is not here."""
+        """Add an outcome. Its id must be new."""
         self._outcomes[outcome.id] = outcome
         self.bytes += outcome.size
         self._file(outcome)
@@ -44,7 +44,7 @@ class ExpiringResults:
         return outcome if outcome is not None and now < outcome.expires_at else None
 
     def pop(self, job_id: str, now: float) -> Outcome | None:
-        """Take out an outcome before its time. None: it is not here any more."""
+        """Take out an outcome before it expires. None: it has expired or was taken out."""
         outcome = self.get(job_id, now)
         if outcome is not None:
             self._forget(outcome)
@@ -54,12 +54,12 @@ class ExpiringResults:
         return outcome
 
     def expire(self, now: float) -> None:
-        """Forget what has expired."""
+        """Drop the outcomes that have expired."""
         seconds, ripe = self._seconds, self._ripe
         while seconds and seconds[0] <= now:
             second = heapq.heappop(seconds)
             bucket = self._buckets.pop(second)
-            if second + 1 <= now:  # all of it is overdue
+            if second + 1 <= now:  # every id of the bucket has expired
                 for job_id in bucket:
                     self._let_go(job_id)
             else:
@@ -72,7 +72,7 @@ class ExpiringResults:
             self._let_go(ripe.pop()[1])
 
     def _let_go(self, job_id: str) -> None:
-        """Forget an outcome whose time has come, if it is here."""
+        """Drop an expired outcome, if it is still here."""
         outcome = self._outcomes.get(job_id)
         if outcome is None:
             self._stale -= 1
@@ -92,17 +92,18 @@ class ExpiringResults:
         bucket.append(outcome.id)
 
     def _refile(self) -> None:
-        """Put each id where it belongs, and no other one."""
+        """Build all buckets anew, without stale ids."""
         self._buckets, self._seconds, self._ripe, self._stale = {}, [], [], 0
         for outcome in self._outcomes.values():
             self._file(outcome)
 
 
 def _dict_with_hashes() -> dict[str, Outcome]:
-    """A dict that keeps the hashes of its keys, as CPython's do once a key was no ``str``.
+    """A dict that stores the hashes of its keys.
 
-    One that never had any but ``str`` asks each key that is in the way of another for its hash: at a
-    million outcomes, that is memory which no cache holds.
+    A dict with only ``str`` keys (CPython 3.11 or newer) stores no hashes, so a collision reads the
+    other key's object: a cache miss each, with a million outcomes. A key of another type makes the dict
+    store hashes, also after that key was deleted.
     """
     outcomes: dict[str | None, Outcome | None] = {None: None}
     del outcomes[None]

@@ -1,7 +1,7 @@
-"""Which job is next: round robin between credentials, first come first served within one. Pure.
+"""Selects the next job: round robin between credentials, first come first served within one. Pure.
 
-The time is a parameter of each call. Every operation costs O(log n) in the jobs that wait, also while
-a lane with 50,000 of them is paused: a paused lane leaves the queue as one thing, not job by job.
+The time is a parameter of each call. Every operation costs O(log n) in the waiting jobs, also while a
+lane of 50,000 jobs is paused: a pause takes the lane out of the queue as a whole, and not each job.
 """
 
 from __future__ import annotations
@@ -19,16 +19,18 @@ __all__ = ["FairQueue", "QueuePosition"]
 
 
 class QueuePosition(msgspec.Struct, frozen=True, gc=False):
-    """Where a job stands: how many are expected to go before it, and when it may go at all."""
+    """The position of a job in its queue."""
 
     ahead: int
+    """How many jobs are expected to be claimed before it."""
     not_before: float
+    """The time before which it cannot be claimed. 0: at once."""
 
 
-# gc=False: there is one for each job that waits, and the collector need not walk them all. An entry and
-# its lane refer to each other only while the entry is in the lane's heap, which is in their order.
+# gc=False: each waiting job has an entry, and the garbage collector should not walk them all. An entry
+# and its lane refer to each other only while the entry is in the lane's heap.
 class _Entry(msgspec.Struct, gc=False, order=True):
-    order: int  # no two entries have the same
+    order: int  # unique
     job_id: str
     lane: _Lane
     ticket: int
@@ -41,7 +43,7 @@ class _Lane:
     key: Lane
     tenant: _Tenant
     heap: list[_Entry] = field(default_factory=list)  # the oldest job first
-    waiting: int = 0  # in the heap, or among the timers
+    waiting: int = 0  # jobs in the heap, and jobs that wait for a timer
     paused_until: float = 0.0
 
 
@@ -50,8 +52,8 @@ class _Tenant:
     """One credential."""
 
     lanes: dict[Lane, _Lane] = field(default_factory=dict)
-    # Lanes by their oldest job. An item counts only while that job still is the oldest and the lane is
-    # not paused: what changes a lane adds an item and leaves the old one to be skipped.
+    # Lanes by their oldest job. An item is valid only while that job is the oldest and the lane is not
+    # paused. A change of a lane adds an item and leaves the old one, which is skipped later.
     heads: list[tuple[int, int, _Lane]] = field(default_factory=list)
     enqueued: int = 0
     dequeued: int = 0
@@ -65,7 +67,7 @@ class FairQueue:
         self._tenants: dict[bytes, _Tenant] = {}
         # The tenants that may have a job ready, in the order of their turns.
         self._ring: OrderedDict[bytes, _Tenant] = OrderedDict()
-        # What becomes ready by itself: a job after its backoff, a lane after its pause.
+        # Jobs that become ready after a backoff, and lanes that become ready after a pause.
         self._timers: list[tuple[float, int, _Entry | _Lane]] = []
         self._rooms: dict[Lane, int] = {}  # how many more jobs of a lane may be given out
         self._count = itertools.count()
@@ -85,9 +87,9 @@ class FairQueue:
     def push(
         self, job_id: str, lane: Lane, *, order: int | None = None, not_before: float = 0.0
     ) -> None:
-        """Add a job: at the end, or at the place that it had when ``order`` is what pop() gave.
+        """Add a job at the end, or at its old place if ``order`` is the number that ``pop`` returned.
 
-        It is not given out earlier than ``not_before``.
+        The job is not returned before the time ``not_before``.
         """
         tenant = self._tenants.get(lane.credential)
         if tenant is None:
@@ -106,7 +108,7 @@ class FairQueue:
             self._admit(entry)
 
     def pop(self, now: float) -> tuple[str, int] | None:
-        """The next job and its order, or None if there is none that may go now."""
+        """Take out the next job, and return its id and order. None if no job is ready."""
         self._ripen(now)
         while self._ring:
             credential, tenant = self._ring.popitem(last=False)
@@ -118,7 +120,7 @@ class FairQueue:
         return None
 
     def remove(self, job_id: str) -> bool:
-        """Take a job out, wherever it stands. False if it is not here."""
+        """Take out a job, whatever its place. False if it is not here."""
         entry = self._entries.get(job_id)
         if entry is None:
             return False
@@ -130,7 +132,7 @@ class FairQueue:
         return True
 
     def pause(self, lane: Lane, until: float) -> None:
-        """Give out no job of ``lane`` before ``until``. A longer pause that is there stays."""
+        """Return no job of ``lane`` before the time ``until``. A longer pause stays."""
         tenant = self._tenants.get(lane.credential)
         found = tenant.lanes.get(lane) if tenant else None
         if found is not None and until > found.paused_until:
@@ -140,7 +142,7 @@ class FairQueue:
             self._compact()
 
     def allow(self, lane: Lane, room: int | None) -> None:
-        """Give out ``room`` more jobs of ``lane``, and then none. None: any number."""
+        """Return ``room`` more jobs of ``lane``, and then no more. None: any number."""
         if room is None:
             self._rooms.pop(lane, None)
         else:
@@ -153,13 +155,13 @@ class FairQueue:
             self._compact()
 
     def next_due(self) -> float | None:
-        """When something becomes ready by itself; in the past, if it already has. None: nothing."""
+        """The time of the next timer, which may be in the past. None: there is no timer."""
         return self._timers[0][0] if self._timers else None
 
     def position(self, job_id: str) -> QueuePosition | None:
-        """Where a job stands, or None if it is not here. An estimate, made in constant time.
+        """The position of a job, estimated in constant time. None if it is not here.
 
-        Its credential has one turn in a round of all that have something ready.
+        A credential has one turn in each round of the credentials that have a job ready.
         """
         entry = self._entries.get(job_id)
         if entry is None:
@@ -174,7 +176,7 @@ class FairQueue:
         heapq.heappush(lane.heap, entry)
         if lane.heap[0] is entry:
             self._announce(lane)
-            if len(lane.heap) > 1:  # it went before the one that was announced
+            if len(lane.heap) > 1:  # the item of the former oldest job is stale now
                 self._stale += 1
                 self._compact()
 
@@ -184,7 +186,7 @@ class FairQueue:
         self._ring.setdefault(lane.key.credential, lane.tenant)
 
     def _push_head(self, lane: _Lane) -> None:
-        # Counted, for a lane may be there twice with one job: lanes themselves have no order.
+        # The count breaks ties: a lane may be in the heap twice with one job, and lanes have no order.
         heapq.heappush(lane.tenant.heads, (lane.heap[0].order, next(self._count), lane))
 
     def _oldest(self, tenant: _Tenant, now: float) -> _Entry | None:
@@ -203,7 +205,7 @@ class FairQueue:
         return None
 
     def _clear_top(self, lane: _Lane) -> bool:
-        """Drop what is gone from the top of a lane. Whether a job is there then."""
+        """Drop removed jobs from the top of a lane. Returns whether a job is left."""
         heap = lane.heap
         while heap and heap[0].gone:
             heapq.heappop(heap)
@@ -216,7 +218,7 @@ class FairQueue:
         lane.waiting -= 1
         lane.tenant.dequeued += 1
         if not lane.waiting:
-            # Credentials and models are the clients' to invent: nothing is kept for one without jobs.
+            # Clients can invent credentials and models: keep nothing for a lane without jobs.
             del lane.tenant.lanes[lane.key]
             if not lane.tenant.lanes:
                 del self._tenants[lane.key.credential]
@@ -233,7 +235,7 @@ class FairQueue:
                 self._announce(due)
 
     def _compact(self) -> None:
-        """Forget what is stale, once it is more than what is not: its memory is bounded too."""
+        """Drop stale items once they outnumber the valid ones, so that memory stays bounded."""
         if self._stale <= 64 + len(self._entries):
             return
         self._stale = 0

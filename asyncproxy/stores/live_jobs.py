@@ -1,4 +1,4 @@
-"""The live jobs of a store that no other process touches: their states, their order, their limits."""
+"""The live jobs of a store that one process owns: their states, their order, their limits."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class _Entry(msgspec.Struct, gc=False):
     size: int
     call: Call | None
     seq: int
-    order: int = -1  # its place in the queue, known once it was claimed
+    order: int = -1  # the place in the queue, set when the job is claimed
 
 
 @dataclass(slots=True, eq=False)
 class _Waiting:
-    """The jobs of one upstream that wait, and the claims that wait for them."""
+    """The waiting jobs of one upstream, and the claims that wait for a job."""
 
     queue: FairQueue = field(default_factory=FairQueue)
     claims: deque[asyncio.Future[None]] = field(default_factory=deque)
@@ -35,9 +35,9 @@ class _Waiting:
 
 
 class LiveJobs:
-    """Live jobs by id. Nothing here awaits but :meth:`claim`, so each operation is atomic.
+    """Live jobs by id. Only :meth:`claim` awaits, so each other operation is atomic.
 
-    ``has_room`` says whether another result would fit: nothing is claimed while it would not.
+    ``has_room`` returns whether the store has room for a result. Without room no job is claimed.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LiveJobs:
         return job_id in self._entries
 
     def get(self, job_id: str) -> Job | None:
-        """A live job as it is now."""
+        """The current state of a live job."""
         entry = self._entries.get(job_id)
         return None if entry is None else entry.job
 
@@ -75,11 +75,11 @@ class LiveJobs:
         return None if entry is None else entry.seq
 
     def states(self) -> States:
-        """How the live jobs stand."""
+        """How many live jobs are in each state."""
         return States(len(self._entries) - self._processing, self._processing)
 
     def check(self, job: Job) -> None:
-        """Raise :class:`TooManyJobs` or :class:`Overloaded` if there are too many jobs for another."""
+        """Raise :class:`TooManyJobs` or :class:`Overloaded` if ``job`` would pass a limit."""
         limits = self.limits
         if self._per_credential[job.credential] >= limits.max_live_per_credential:
             raise TooManyJobs(limits.max_live_per_credential)
@@ -87,24 +87,24 @@ class LiveJobs:
             raise Overloaded
 
     def fits(self, size: int, result_bytes: int) -> bool:
-        """Whether a job of ``size`` can be kept beside the results."""
+        """Whether a job of ``size`` bytes fits beside the results."""
         live, most = self.bytes + size, self.limits.max_bytes
         return live <= most // 2 and live + result_bytes <= most
 
     def add(self, job: Job, size: int, call: Call | None = None, seq: int = 0) -> None:
-        """Count a job that cannot be claimed yet, with its ``call``, or a number to find that by."""
+        """Add a job that cannot be claimed yet, with its ``call`` or the row number ``seq`` of it."""
         self._entries[job.id] = _Entry(job, size, call, seq)
         self.bytes += size
         self._per_credential[job.credential] += 1
 
     def enqueue(self, job: Job) -> None:
-        """Let a job that was added wait for its turn."""
+        """Put an added job into its queue."""
         waiting = self._of(job.upstream)
         waiting.queue.push(job.id, job.lane)
         self._wake(waiting)
 
     async def claim(self, upstream: str) -> Job:
-        """The next job of ``upstream``, as soon as there is one. Safe to cancel."""
+        """Wait for the next job of ``upstream``. May be cancelled: no job is lost."""
         waiting = self._of(upstream)
         while True:
             if self._has_room():
@@ -114,12 +114,12 @@ class LiveJobs:
                     entry = self._entries[job_id]
                     entry.job, entry.order = advance(entry.job, JobStatus.PROCESSING), order
                     self._processing += 1
-                    self._wake(waiting)  # there may be more, and others who wait
+                    self._wake(waiting)  # there may be another job for another claim
                     return entry.job
             await self._something_to_claim(waiting)
 
     def holds(self, job: Job) -> bool:
-        """Whether ``job`` is still claimed as it was.
+        """Whether the claim of ``job`` still holds.
 
         Raises :class:`IllegalTransition` if it was never claimed.
         """
@@ -140,9 +140,9 @@ class LiveJobs:
         size: int | None = None,
         call: Call | None = None,
     ) -> Job | None:
-        """``job``, which is claimed, as it waits again. None: the claim was lost.
+        """Make a claimed job pending again, and return it. None: the claim was lost.
 
-        ``size`` and ``call`` are others from now on, if they are given.
+        ``size`` and ``call`` replace the old ones, if they are given.
         """
         if not self.holds(job):
             return None
@@ -165,10 +165,10 @@ class LiveJobs:
         return entry.job
 
     def pause(self, lane: Lane, delay_s: float) -> None:
-        """Hand out no job that waits in ``lane`` for ``delay_s``."""
+        """Let no job that waits in ``lane`` be claimed for ``delay_s``."""
         waiting = self._of(lane.upstream)
         waiting.queue.pause(lane, self._monotonic() + delay_s)
-        self._wake(waiting)  # whoever waits has to know of its end
+        self._wake(waiting)  # a waiting claim has to set its timer to the end of the pause
 
     def allow(self, lane: Lane, room: int | None) -> None:
         """Let ``room`` more jobs of ``lane`` be claimed. None: any number."""
@@ -177,12 +177,12 @@ class LiveJobs:
         self._wake(waiting)
 
     def withdraw(self, job_id: str) -> bool:
-        """Take a job that waits out of its queue, so that nobody claims it. False if none waits."""
+        """Take a waiting job out of its queue, so that it is not claimed. False if it does not wait."""
         entry = self._entries.get(job_id)
         return entry is not None and self._of(entry.job.upstream).queue.remove(job_id)
 
     def drop(self, job_id: str) -> Job | None:
-        """Forget a job, in whatever state. None if it is not here."""
+        """Remove a job in any state, and return it. None if it is not here."""
         entry = self._entries.pop(job_id, None)
         if entry is None:
             return None
@@ -208,12 +208,12 @@ class LiveJobs:
         )
 
     def position(self, job: Job) -> QueuePosition | None:
-        """Where a job stands in its queue."""
+        """The queue position of a job."""
         waiting = self._waiting.get(job.upstream)
         return None if waiting is None else waiting.queue.position(job.id)
 
     def wake_all(self) -> None:
-        """Let claims try again: there may be room, or something due."""
+        """Let waiting claims try again: there may be room, or a job may be due."""
         for waiting in self._waiting.values():
             self._wake(waiting)
 
@@ -232,7 +232,7 @@ class LiveJobs:
     def _claim_out_of_turn(self, entries: Iterator[_Entry]) -> list[Job]:
         claimed: list[Job] = []
         for entry in entries:
-            # One that was added and not enqueued is pending too, and nobody's to claim.
+            # A job that was added and not enqueued is pending too, but must not be claimed yet.
             if self._of(entry.job.upstream).queue.remove(entry.job.id):
                 entry.job = advance(entry.job, JobStatus.PROCESSING)
                 self._processing += 1
@@ -253,11 +253,11 @@ class LiveJobs:
             await woken
         except asyncio.CancelledError:
             if woken.done() and not woken.cancelled():
-                self._wake(waiting)  # the turn that this claim was given goes to the next
+                self._wake(waiting)  # this claim was woken in vain: wake the next one
             raise
 
     def _wake(self, waiting: _Waiting) -> None:
-        """Let one of the claims that wait try again, if a job may be there for it."""
+        """Let one waiting claim try again, if there may be a job for it."""
         while waiting.claims and len(waiting.queue):
             woken = waiting.claims.pop()
             if not woken.done():

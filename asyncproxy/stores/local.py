@@ -1,4 +1,4 @@
-"""The base of the stores whose live jobs are in this process: order, limits, waiting clients."""
+"""The base of the stores that keep live jobs in this process: order, limits, waiting clients."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ class LocalStore(ABC):
     @property
     @abstractmethod
     def _result_count(self) -> int:
-        """Results that are kept."""
+        """How many results the store has."""
 
     @property
     @abstractmethod
     def _result_bytes(self) -> int:
-        """Bytes of the results that are kept."""
+        """The bytes of all results."""
 
     @abstractmethod
     async def get(self, job_id: str) -> Job | Outcome | None:

@@ -22,8 +22,7 @@ __all__ = ["MemoryStore"]
 class MemoryStore(LocalStore):
     """See :class:`~asyncproxy.stores.base.Store`.
 
-    ``clock`` gives seconds since the epoch, and decides what has expired; ``monotonic`` paces retries
-    and pauses.
+    ``clock`` returns seconds since the epoch, for expiry. ``monotonic`` times retries and pauses.
     """
 
     survives = False
@@ -39,7 +38,7 @@ class MemoryStore(LocalStore):
         self.credential_keys = (secrets.token_bytes(32),)
         self._aliases: dict[bytes, tuple[bytes, str]] = {}  # key → fingerprint, job id
         self._alias_of: dict[str, Alias] = {}  # by job id
-        # What it may take is held by create() and claim(): a result never goes before its time.
+        # create() and claim() bound its size, so no result is dropped before it expires.
         self._results = ExpiringResults()
 
     @property
@@ -132,7 +131,7 @@ class MemoryStore(LocalStore):
                 self._drop_alias(job_id)
 
     async def _named(self, alias: Alias) -> Job | Outcome | None:
-        """The job that an alias names, if it names one and it is to be taken."""
+        """The job that an alias names, if there is one and the alias may return it."""
         fingerprint, job_id = self._aliases.get(alias.key, (b"", ""))
         found = await self.get(job_id)
         if found is None or not alias.reuse_existing:
@@ -144,10 +143,10 @@ class MemoryStore(LocalStore):
     def _drop_alias(self, job_id: str) -> None:
         alias = self._alias_of.pop(job_id, None)
         if alias is not None and self._aliases.get(alias.key, (b"", ""))[1] == job_id:
-            del self._aliases[alias.key]  # else it is a later job's by now
+            del self._aliases[alias.key]  # unless the alias already names a later job
 
     def _keep(self, outcome: Outcome) -> None:
-        self._expire()  # bit by bit: what a second of finished jobs leaves is much at once
+        self._expire()  # at each finish: the expired results of a whole second would be many at once
         self._results.keep(outcome)
 
     def _expire(self) -> None:

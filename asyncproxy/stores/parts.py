@@ -1,4 +1,4 @@
-"""Results in parts: how a store hands out content that it does not keep in one piece."""
+"""Reads results that are stored in parts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["parts_from", "read_parts"]
 
 
 def parts_from(sizes: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
-    """The parts that hold the content from the byte ``start`` on: number, and bytes of it to skip."""
+    """Yields the number of each part from byte ``start`` on, and the bytes to skip in that part."""
     for number, size in enumerate(sizes):
         if start < size:
             yield number, start
@@ -23,10 +23,10 @@ def parts_from(sizes: Sequence[int], start: int) -> Iterator[tuple[int, int]]:
 async def read_parts(
     outcome: Outcome, start: int, fetch: Callable[[int], Awaitable[bytes | None]]
 ) -> AsyncIterator[bytes]:
-    """The content of a result that is in parts, from the byte ``start`` on.
+    """Yields the content of a result in parts, from byte ``start`` on.
 
-    ``fetch`` gets one part, or None if the result is gone. Raises :class:`StoreUnavailable` then: a
-    result may expire while it is being read.
+    ``fetch`` returns the part of a number, or None if the result is gone. Raises
+    :class:`StoreUnavailable` then: a result may expire while it is being read.
     """
     for number, skipped in parts_from(outcome.sizes, start):
         part = outcome.parts[number] if outcome.parts else await fetch(number)

@@ -1,4 +1,4 @@
-"""Those who wait for a job to end. Waiting costs one future and one timer, and no polling."""
+"""Clients that wait for a job to end. A wait costs one future and one timer, and no polling."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Waiters:
         return sum(map(len, self._waiting.values()))
 
     def __iter__(self) -> Iterator[str]:
-        """The jobs that somebody waits for."""
+        """The ids of the jobs that a client waits for."""
         return iter(list(self._waiting))
 
     def __contains__(self, job_id: object) -> bool:
         return job_id in self._waiting
 
     async def wait(self, job_id: str, timeout_s: float) -> Outcome | None:
-        """The outcome of a job as soon as it is there; None if the job is deleted meanwhile.
+        """Wait for the outcome of a job. None if the job is deleted meanwhile.
 
         Raises :class:`TimeoutError` after ``timeout_s``, and at once after :meth:`release`.
         """
@@ -40,7 +40,7 @@ class Waiters:
                 return await woken
 
     async def follow(self, get: Get, job_id: str, timeout_s: float) -> Job | Outcome | None:
-        """The job that ``get`` finds, as soon as it is terminal or gone, or as it is after the time."""
+        """The result of ``get`` as soon as the job is terminal or gone, or after ``timeout_s``."""
         found = await get(job_id)
         if isinstance(found, Job):
             try:
@@ -51,9 +51,9 @@ class Waiters:
 
     @contextmanager
     def waiting(self, job_id: str) -> Iterator[asyncio.Future[Outcome | None]]:
-        """What :meth:`wait` waits for, from the first moment of a ``with`` on.
+        """A future for the outcome of a job, registered for the length of a ``with``.
 
-        For who has to ask somebody else whether the job has ended already: it may end meanwhile.
+        Register first, then ask the server whether the job has ended: it may end in between.
         """
         woken: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         if self._released:
@@ -64,19 +64,19 @@ class Waiters:
             yield woken
         finally:
             if woken.done() and not woken.cancelled():
-                woken.exception()  # it is known, whether anybody awaited it or not
+                woken.exception()  # marks the exception as retrieved, even if nobody awaited it
             waiting.discard(woken)
             if not waiting and self._waiting.get(job_id) is waiting:
                 del self._waiting[job_id]
 
     def wake(self, job_id: str, outcome: Outcome | None) -> None:
-        """Hand an outcome to all who wait for it; None if there will be none."""
+        """Pass an outcome to all who wait for the job. None: there will be no outcome."""
         for woken in self._waiting.pop(job_id, ()):
             if not woken.done():
                 woken.set_result(outcome)
 
     def release(self) -> None:
-        """Let all go without an outcome, and nobody wait any more."""
+        """End all waits without an outcome, and let no new wait begin."""
         self._released = True
         for waiting in self._waiting.values():
             for woken in waiting:

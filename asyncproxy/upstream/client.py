@@ -1,4 +1,4 @@
-"""One gateway, and what is sent to it: the calls of jobs, and the requests that pass through."""
+"""One gateway: sends it the calls of jobs, and the requests that pass through."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from asyncproxy.wire.steps import Steps
 
 __all__ = ["Upstream", "UpstreamOptions"]
 
-# Of a large answer, in bytes: less than the transport reads at once, so that each read is followed by
-# one check, of some 0.2 ms.
+# Bytes of a large response that are checked in one step, of some 0.2 ms. The transport reads more at
+# once, so each read is followed by one check.
 _CHECKED_AT_ONCE = 128 * 1024
 
 
@@ -32,8 +32,8 @@ _CHECKED_AT_ONCE = 128 * 1024
 class UpstreamOptions:
     """How to reach one upstream. Times in seconds, sizes in bytes.
 
-    ``headers`` are set on every request, over the client's. ``base_url`` is ``http://``, ``https://``
-    or ``unix:/path/to.sock`` (optionally ``:/base/path`` after it).
+    ``headers`` are set on every request and replace the client's. ``base_url`` is ``http://``,
+    ``https://`` or ``unix:/path/to.sock`` (optionally ``:/base/path`` after it).
     """
 
     name: str
@@ -45,7 +45,7 @@ class UpstreamOptions:
     ca_file: str | None = None
     insecure_skip_verify: bool = False
     strip_model_prefix: str = ""
-    """Taken off the model of each job."""
+    """A prefix that is removed from the model of each job."""
 
     def __repr__(self) -> str:
         return f"UpstreamOptions({self.name!r})"
@@ -55,8 +55,7 @@ class Upstream:
     """One gateway, over a pool of connections.
 
     ``overridden`` are the names of the operator's header fields, lower case. A client's fields of these
-    names stay behind. Large answers are checked as they arrive, in ``heavy_work`` with all other heavy
-    work.
+    names are dropped. Large responses are checked while they arrive, in turns of ``heavy_work``.
     """
 
     def __init__(self, options: UpstreamOptions, heavy_work: HeavyWork) -> None:
@@ -69,13 +68,13 @@ class Upstream:
         hosts = [value for name, value in options.headers if name.lower() == "host"]
         self._target = Target(url, hosts[0] if hosts else None)
         self._pool: ConnectionPool
-        # The operator's fields, and Host: as they go before the client's, in a call and in a request.
+        # The operator's fields and Host, which stand before the client's: of a call, and of a request.
         self._call_lines: str
         self._request_lines: bytes
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Hold a pool of connections for the length of a ``with``: nothing can be sent outside it."""
+        """Keep a pool of connections for the length of a ``with``. Nothing can be sent outside it."""
         async with connection_pool(
             self.name, self._target, socket_path=self._socket_path, tls=_tls(self.options)
         ) as self._pool:
@@ -83,13 +82,13 @@ class Upstream:
             if "host" not in self.overridden:
                 fields.insert(0, ("Host", self._pool.host))
             self._request_lines = field_lines(fields).encode()
-            # A result is kept decoded. That it travels compressed costs both ends more than it saves.
+            # Results are stored decoded, and compressing them costs both ends more than it saves.
             others = [pair for pair in fields if pair[0].lower() != "accept-encoding"]
             self._call_lines = field_lines([*others, ("Accept-Encoding", "identity")])
             yield
 
     async def idle(self) -> None:
-        """Wait until nothing is under way. For one that nobody sends anything to any more."""
+        """Wait until no exchange is under way. For an upstream that a reload has replaced."""
         await self._pool.idle()
 
     def exchange(
@@ -102,11 +101,11 @@ class Upstream:
         length: int | None = None,
         upgrade: bool = False,
     ) -> Exchange:
-        """A request as it is, for an ``async with``. Only the connect timeout is applied.
+        """An exchange for a client's request, for an ``async with``. Only connecting has a timeout.
 
-        ``lines`` are its header fields, each with its CRLF, without those that are ``overridden`` and
-        those that frame the body. ``length`` is that of a body that arrives while it is sent, in bytes
-        (None: unknown); with an empty ``body`` it says that the request has one, of no bytes.
+        ``lines`` are the header fields, each with its CRLF, without ``overridden`` fields and without
+        fields that frame the body. ``length`` is the size in bytes of a body that arrives while it is
+        sent (None: unknown). A ``length`` with an empty ``body`` adds ``Content-Length: 0``.
         """
         if isinstance(body, bytes) and (body or length is not None):
             length = len(body)
@@ -128,11 +127,11 @@ class Upstream:
         )
 
     def timed_out(self, error: TimeoutError) -> CallError:
-        """The error of an exchange that was given up. Raise it ``from`` the original."""
+        """The error for an exchange that took too long. Raise it ``from`` the original."""
         return translate(error, self.name, delivered=True)
 
     async def call(self, call: Call, *, timeout_s: float) -> UpstreamResponse:
-        """Send a call and read the answer, its content coding undone.
+        """Send a call and read the response, with its content coding undone.
 
         Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout`` after
         ``timeout_s``, ``ResultTooLarge``, or ``Interrupted`` for a call that cannot be sent.
@@ -154,7 +153,7 @@ class Upstream:
         return await self._decoded(response) if exchange.coded else response
 
     async def _body(self, call: Call) -> bytes:
-        """The body of a call, its model as this upstream knows it."""
+        """The body of a call, with ``strip_model_prefix`` removed from its model."""
         prefix = self.options.strip_model_prefix
         if not prefix:
             return call.body
@@ -164,7 +163,7 @@ class Upstream:
         return await self._heavy_work.run(steps)
 
     def _head(self, call: Call, length: int) -> bytes:
-        """The request line and the header lines. Raises :class:`Interrupted` if they cannot be sent."""
+        """The request head of a call. Raises :class:`Interrupted` if it cannot be sent."""
         fields: Iterable[tuple[str, str]] = call.headers
         if self.overridden:
             fields = [pair for pair in fields if pair[0].lower() not in self.overridden]
@@ -172,7 +171,7 @@ class Upstream:
             f"POST {self._target.path(call.target)} HTTP/1.1\r\n{self._call_lines}{field_lines(fields)}"
             f"Content-Length: {length}\r\n\r\n"
         )
-        # Of what would split the head, the fields of a call have no line feed.
+        # A CR or NUL would split the head. The fields of a call have no line feed: see `Call.head`.
         if "\r" in call.head or "\0" in call.head:
             raise Interrupted("The call has a line break in a header field.")
         try:
@@ -181,13 +180,13 @@ class Upstream:
             raise Interrupted("The call has a header field that is not text.") from error
 
     async def _read(self, exchange: Exchange) -> tuple[tuple[bytes, ...], bool]:
-        """The body as it arrives, and whether it was found to be JSON text meanwhile."""
+        """The pieces of the body, and whether the body is already known to be JSON text."""
         limit = self.options.max_result_bytes
         if exchange.has_body and (exchange.length or 0) > limit:
             raise self._too_large()
         first = exchange.received()
         size = len(first)
-        if size <= limit and exchange.at_end():  # all of it came with the head
+        if size <= limit and exchange.at_end():  # the whole body came with the head
             return (first,), False
         pieces = [first]
         text = json_text.Arriving(_CHECKED_AT_ONCE)
@@ -207,17 +206,17 @@ class Upstream:
         return tuple(filter(None, pieces)), checked
 
     async def _end_of(self, text: json_text.Arriving, size: int) -> bool:
-        """Whether a text is known to be JSON. A small one is checked by whoever needs to know."""
+        """Whether a text is known to be JSON. False for a small text: its check is left to others."""
         if size < HEAVY_BYTES:
             return False
         await self._heavy_work.next()
         return text.end()
 
     async def _decoded(self, answer: UpstreamResponse) -> UpstreamResponse:
-        """An answer with its content coding undone, or as it is if it cannot be.
+        """A response with its content coding undone. Unchanged if that is not possible.
 
-        What cannot be undone is the upstream's last word all the same: its status counts, and asking
-        again would bring no other bytes.
+        A response that cannot be decoded is final too: its status counts, and another call would bring
+        the same bytes.
         """
         named = [value for name, value in answer.headers if name.lower() == b"content-encoding"]
         if not named or not answer.size:
@@ -239,7 +238,7 @@ class Upstream:
         return UpstreamResponse(answer.status, headers, (body,), await self._end_of(text, len(body)))
 
     def _undone(self, codings: Sequence[str], body: bytes) -> Steps[bytes]:
-        """A body without its codings. Raises :class:`CannotDecode` or :class:`ResultTooLarge`."""
+        """``body`` with its codings undone. Raises :class:`CannotDecode` or :class:`ResultTooLarge`."""
         limit = self.options.max_result_bytes
         pieces: list[bytes] = []
         size = work = 0
@@ -267,7 +266,7 @@ def _without_bom(piece: bytes) -> bytes:
 
 
 def _split_unix(base_url: str) -> tuple[str | None, str]:
-    """The path of a unix socket, if it is one, and the URL to ask for."""
+    """The path of the unix socket, or None, and the URL to request."""
     parts = urlsplit(base_url)
     if parts.scheme != "unix":
         return None, base_url

@@ -1,6 +1,6 @@
-"""The client library's errors as ours. The only place that knows both.
+"""Translates aiohttp's client errors into the proxy's own. No other module knows both.
 
-Messages name the upstream, never its address. An address may be in ``detail``, which is for the log.
+A message names the upstream, never its address. ``detail`` is for the log and may name the address.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ __all__ = ["NotHttpError", "translate"]
 
 
 class NotHttpError(aiohttp.ClientError):
-    """A response that breaks the rules of HTTP/1.1, or of this exchange. The first line says how."""
+    """A response that breaks a rule of HTTP/1.1 or of the exchange. The first line names the rule."""
 
 
 def translate(error: Exception, upstream: str, *, delivered: bool) -> CallError:
-    """``error`` as one of ours. Raise it ``from`` the original.
+    """The proxy's own error for ``error``. Raise it ``from`` the original.
 
     ``delivered``: whether any of the request may have reached the upstream.
     """
@@ -30,16 +30,13 @@ def translate(error: Exception, upstream: str, *, delivered: bool) -> CallError:
 
 
 def _describe(error: Exception) -> str:
-    """What happened, for the log.
-
-    Not the error's own ``repr``, and one line of it at most: the rest quotes the upstream's bytes.
-    """
+    """The type and the first line of an error, for the log. The rest may quote the upstream's bytes."""
     if isinstance(error, NotHttpError):
         first_line = without_quotes(str(error))
     else:
         first_line = str(error).partition("\n")[0].strip(" :")[:200]
     if isinstance(error, aiohttp.ServerDisconnectedError):
-        first_line = ""  # it may be the response as far as it came
+        first_line = ""  # the text of this error may be the beginning of the response
     return f"{type(error).__name__}: {first_line}".removesuffix(": ")
 
 

@@ -3,16 +3,16 @@
     take a connection ── write the head ──┬── write the body ───────────────┐
                                           └── read the head ── read the body ┴── release, or close
 
-Request and response are two halves that run at once: a response may come before the request has left.
+Request and response run at the same time: a response may come before the request is sent.
 
     | at the end of an exchange                                | its connection      |
     | -------------------------------------------------------- | ------------------- |
     | request sent, response read, nothing else can follow     | goes to the pool    |
     | anything else: an error, an early response, bytes unread | is closed           |
 
-aiohttp's client session is not used: it sees to redirects, cookies, tracing and bodies of any kind, and
-costs three times the exchange. aiohttp keeps what is hard: connections, TLS, names, and the parser.
-Its undocumented names stand in this file alone (`tests/upstream/test_aiohttp_names.py`).
+aiohttp's client session is not used: it handles redirects, cookies, tracing and bodies of any kind, and
+costs three times the exchange. Connections, TLS, name resolution and the parser are aiohttp's. Only
+this file uses undocumented names of aiohttp's client (`tests/upstream/test_aiohttp_names.py`).
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from asyncproxy.upstream.target import RawHeaders, Target
 
 __all__ = ["ConnectionPool", "Exchange", "RequestBody", "VerbatimParser", "connection_pool"]
 
-# A body that is here, or one that arrives while it is sent.
+# A whole body, or a body that arrives while it is sent.
 RequestBody = bytes | AsyncGenerator[bytes, None]
 
-# Longest header line taken from an upstream, in bytes, and the highest count of lines.
+# Limits of a response head: bytes of a header line, and lines.
 _MAX_FIELD: Final = 64 * 1024
 _MAX_FIELDS: Final = 512
 
@@ -74,7 +74,7 @@ class ConnectionPool:
         self.writes = WriteCoalescer(_REQUESTS_AT_ONCE)
         self.under_way = 0
         self._connector = connector
-        # What the connector knows a connection by. It is never sent.
+        # The connector finds connections by a request. This request is never sent.
         self._request = aiohttp.ClientRequest(
             "GET", URL(target.origin), loop=asyncio.get_running_loop()
         )
@@ -87,7 +87,7 @@ class ConnectionPool:
         return self._request.headers[hdrs.HOST]
 
     async def take(self, connect_s: float) -> Connection:
-        """A connection that is free, or a new one.
+        """An idle connection, or a new one.
 
         Raises :class:`aiohttp.ClientError`, a ``ConnectionTimeoutError`` after ``connect_s``.
         """
@@ -95,7 +95,7 @@ class ConnectionPool:
         try:
             while True:
                 connection = await self._connector.connect(self._request, [], timeout)
-                # What came unasked would be the response to the next request, perhaps another client's.
+                # Unrequested bytes would become the response to the next request: another client's.
                 if connection.protocol is None or not connection.protocol.should_close:
                     return connection
                 connection.close()
@@ -122,7 +122,7 @@ class ConnectionPool:
 async def connection_pool(
     name: str, target: Target, *, socket_path: str | None, tls: ssl.SSLContext | bool
 ) -> AsyncIterator[ConnectionPool]:
-    """A pool for the length of a ``with``. ``tls`` is what aiohttp takes as ``ssl``."""
+    """A pool for the length of a ``with``. ``tls`` is aiohttp's ``ssl`` argument."""
     connector: aiohttp.BaseConnector
     if socket_path is not None:
         connector = aiohttp.UnixConnector(path=socket_path, limit=0, keepalive_timeout=_KEEPALIVE_S)
@@ -137,9 +137,9 @@ async def connection_pool(
 
 
 class _Protocol(ResponseHandler):
-    """A connection that tells the reader of a body too that it has broken.
+    """A connection that passes its error to the reader of a body too.
 
-    On a chunk that is none, aiohttp's own only tells whoever waits for the head of a response.
+    On a malformed chunk, aiohttp's own class passes the error only to the reader of a response head.
     """
 
     reading: StreamReader | None = None
@@ -152,24 +152,24 @@ class _Protocol(ResponseHandler):
 
 
 class Exchange:
-    """A request for an ``async with``, whose block begins when the head of the response is here.
+    """An exchange, for an ``async with``. Its block begins when the response head has arrived.
 
-    ``head`` is the request line and the header lines with the empty line after them, ``body`` what
-    follows. ``chunked``: a body that arrives while it is sent has no known length. ``upgrade``: the
-    response may be a ``101``, and then both sides say what they like (:meth:`write`, :meth:`read`).
+    ``head`` is the request head with its empty line. ``chunked``: the length of ``body`` is unknown.
+    ``upgrade``: the response may be a ``101``. Then both sides may send (:meth:`write`, :meth:`read`).
 
-    Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout``, and what the
-    iteration of ``body`` raises. ``headers`` are the response's, its own origin made ours. ``length``
-    is that of its body in bytes, if the response says so. ``has_body``: a body may follow. ``coded``:
-    it has a content coding.
+    Raises :class:`~asyncproxy.core.errors.UpstreamUnreachable`, ``UpstreamTimeout``, and the errors of
+    the iteration of ``body``.
     """
 
     status: int
     reason: str
     headers: RawHeaders
-    length: int | None
+    """The response's fields. A ``Location`` at the upstream is turned into a path at the proxy."""
+    length: int | None  # the Content-Length of the response
     has_body: bool
+    """Whether the response may have a body."""
     coded: bool
+    """Whether the response has a content coding."""
 
     def __init__(
         self,
@@ -191,9 +191,9 @@ class Exchange:
         self._upgrade = upgrade
         self._connection: Connection | None = None
         self._sending: asyncio.Task[None] | None = None
-        self._begun = False  # The upstream may have got a part of the request.
-        self._sent = False  # The transport has got all of the request.
-        self._reusable = True  # Nothing but an answer to a next request can follow.
+        self._begun = False  # The upstream may have received a part of the request.
+        self._sent = False  # The transport has the whole request.
+        self._reusable = True  # Nothing but the response to a next request can follow.
         self._content: StreamReader | None = None
 
     # Connect, write the head, read the head.
@@ -237,7 +237,7 @@ class Exchange:
             self.flush()
 
     def flush(self) -> None:
-        """Write a request that is one write, unless it was given up."""
+        """Write a small request, unless the exchange has already ended."""
         connection = self._connection
         transport = None if connection is None else connection.transport
         if transport is not None and not transport.is_closing() and self._may_begin():
@@ -246,7 +246,7 @@ class Exchange:
             self._sent = True
 
     def _may_begin(self) -> bool:
-        """Whether nothing has come yet: what comes unasked is the response to no request of ours."""
+        """Whether the connection is still silent: bytes before the request belong to no response."""
         assert self._connection is not None
         protocol = self._connection.protocol
         self._begun = protocol is not None and not protocol.should_close
@@ -273,7 +273,7 @@ class Exchange:
         self.coded = hdrs.CONTENT_ENCODING in given
         self.has_body = self._method != "HEAD" and message.code not in _BODILESS
         if not self.has_body and _announces_body(message):
-            # An upstream that sends the body all the same would answer the next request with it.
+            # If the upstream sends the body anyway, the body would become the next response.
             self._reusable = False
         if message.code == 101:
             content = self._switch(protocol, message)
@@ -283,7 +283,7 @@ class Exchange:
             protocol.reading = content
 
     def _switch(self, protocol: ResponseHandler, message: RawResponseMessage) -> StreamReader:
-        """Read bytes as they are from now on (RFC 9110, section 7.8)."""
+        """Read raw bytes from now on (RFC 9110, section 7.8)."""
         if not self._upgrade or message.headers.get(hdrs.UPGRADE, "").lower() != "websocket":
             raise NotHttpError("a 101 that was not asked for")
         content = StreamReader(protocol, _READ_BUFFER, loop=asyncio.get_running_loop())
@@ -293,7 +293,7 @@ class Exchange:
     # Write the body.
 
     async def _send(self, protocol: ResponseHandler) -> None:
-        """Write a request as the transport takes it, while its response is waited for."""
+        """Write a large request as fast as the transport accepts it."""
         if not self._may_begin():
             return
         writer = StreamWriter(protocol, asyncio.get_running_loop())
@@ -311,7 +311,7 @@ class Exchange:
         self._sent = True
 
     def _on_sent(self, sending: asyncio.Task[None]) -> None:
-        """End the exchange if the body cannot be had. Of a lost connection the reader hears anyway."""
+        """Pass an error of ``body`` to the reader. A lost connection reaches the reader by itself."""
         error = None if sending.cancelled() else sending.exception()
         if error is None or isinstance(error, _LIBRARY_ERRORS):
             return
@@ -319,7 +319,7 @@ class Exchange:
             self._connection.protocol.set_exception(error)
 
     async def write(self, data: bytes) -> None:
-        """Write to a connection that was switched, as the transport takes it."""
+        """Write to an upgraded connection, as fast as the transport accepts it."""
         try:
             await StreamWriter(self._protocol(), asyncio.get_running_loop()).write(data, LIMIT=0)
         except _LIBRARY_ERRORS as error:
@@ -328,11 +328,11 @@ class Exchange:
     # Read the body.
 
     def at_end(self) -> bool:
-        """Whether all of the body was read."""
+        """Whether the whole body was read."""
         return self._content is None or self._content.at_eof()
 
     def received(self) -> bytes:
-        """What has arrived of the body. Empty also while nothing has."""
+        """The bytes of the body that have arrived. May be empty before the end."""
         assert self._content is not None
         try:
             return self._content.read_nowait()
@@ -340,7 +340,7 @@ class Exchange:
             raise self._translated(error) from error
 
     async def read(self) -> bytes:
-        """The next bytes of the body, as soon as there are any. Empty at its end."""
+        """Wait for the next bytes of the body. Empty at its end."""
         content = self._content
         assert content is not None
         try:
@@ -356,7 +356,7 @@ class Exchange:
         await self._end(whole=error is None)
 
     async def _end(self, *, whole: bool) -> None:
-        """Give the connection back, or close it. ``whole``: the caller has no complaint."""
+        """Give the connection back, or close it. ``whole``: the caller's block raised no error."""
         connection, content = self._connection, self._content
         try:
             if self._sending is not None and not self._sending.done():
@@ -366,7 +366,7 @@ class Exchange:
             self._pool.end()
             if connection is not None:
                 transport = connection.transport
-                # What is left of an early response's request would go on with the next request.
+                # After an early response, the rest of its request would be sent before the next one.
                 left = transport is None or transport.get_write_buffer_size() > 0
                 read = content is not None and content.is_eof()
                 if whole and self._sent and self._reusable and read and not left:
@@ -381,7 +381,7 @@ class Exchange:
 
 
 class VerbatimParser:
-    """What aiohttp feeds after a ``101``, in the shape of its WebSocket parser: bytes as they come."""
+    """Stands in for aiohttp's WebSocket parser after a ``101``, and passes the raw bytes on."""
 
     def __init__(self, content: StreamReader) -> None:
         self._content = content
@@ -395,6 +395,6 @@ class VerbatimParser:
 
 
 def _announces_body(message: RawResponseMessage) -> bool:
-    """Whether a response that can have no body has the fields of one (RFC 9112, section 6.3)."""
+    """Whether a response has the header fields of a body (RFC 9112, section 6.3)."""
     length = message.headers.get(hdrs.CONTENT_LENGTH, "0")
     return hdrs.TRANSFER_ENCODING in message.headers or length != "0"

@@ -1,4 +1,4 @@
-"""Which upstream serves a model: the first one whose patterns match (the operator's contract). Pure."""
+"""Selects the upstream of a model: the first one whose patterns match. Pure."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class ModelRoutes:
         self.replace(patterns)
 
     def replace(self, patterns: Sequence[tuple[str, Sequence[str]]]) -> None:
-        """Go by other patterns from now on."""
+        """Use other patterns from now on."""
         if not patterns:
             raise ValueError("at least one upstream is needed")
         self._routes = [
@@ -28,7 +28,7 @@ class ModelRoutes:
         ]
         self.first = patterns[0][0]
         self.needs_model = "*" not in patterns[0][1]
-        # Clients name the same few models again and again, and any of them may name a million.
+        # Most requests name the same few models. The cache is bounded: a client may name a million.
         self._find = lru_cache(maxsize=1024)(self._search)
 
     def upstream_for(self, model: str) -> str:

@@ -1,4 +1,4 @@
-"""The upstreams by name, while they are open: others can take their place without a call being cut."""
+"""The open upstreams by name. A reload replaces upstreams without cutting a call."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["UpstreamRegistry"]
 
 
 class UpstreamRegistry(Mapping[str, Upstream]):
-    """Open upstreams. One whose options stay the same keeps its connections."""
+    """The open upstreams by name. An upstream whose options stay the same keeps its connections."""
 
     def __init__(self, options: Iterable[UpstreamOptions], heavy_work: HeavyWork) -> None:
         self._heavy_work = heavy_work
@@ -32,7 +32,7 @@ class UpstreamRegistry(Mapping[str, Upstream]):
 
     @asynccontextmanager
     async def connected(self) -> AsyncIterator[None]:
-        """Hold the connections of all for the length of a ``with``."""
+        """Keep all upstreams open for the length of a ``with``."""
         try:
             await self._connect_all()
             yield
@@ -44,9 +44,10 @@ class UpstreamRegistry(Mapping[str, Upstream]):
                 await self._open.pop(upstream).aclose()
 
     async def prepare(self, options: Iterable[UpstreamOptions]) -> Mapping[str, Upstream]:
-        """Open what is new or different among ``options``. Nothing else changes yet.
+        """Open the upstreams that are new or different in ``options``. Nothing else changes yet.
 
-        Raises :class:`OSError` if one cannot be (its ``ca_file``), and then nothing is open for it.
+        Raises :class:`OSError` if an upstream cannot be opened (its ``ca_file`` is unreadable). Then
+        the upstreams that were opened are closed again.
         """
         following: dict[str, Upstream] = {}
         async with AsyncExitStack() as undo:
@@ -62,7 +63,7 @@ class UpstreamRegistry(Mapping[str, Upstream]):
         return following
 
     def replace(self, following: Mapping[str, Upstream]) -> None:
-        """Let those that were prepared take over. The others close when their last call has ended."""
+        """Switch to the prepared upstreams. The replaced ones close when their last call has ended."""
         leaving = [one for one in self._current.values() if following.get(one.name) is not one]
         self._current = dict(following)
         for upstream in leaving:
@@ -73,7 +74,7 @@ class UpstreamRegistry(Mapping[str, Upstream]):
             task.add_done_callback(self._retiring.discard)
 
     async def _connect_all(self) -> None:
-        # Apart from `connected`, whose frame would keep the last one for as long as the proxy runs.
+        # Not inline: the frame of `connected` would keep its loop variable while the proxy runs.
         for upstream in self._current.values():
             await self._connect(upstream)
 

@@ -1,6 +1,6 @@
-"""The URL of an upstream for the path that a client asked for, and the way back. Pure.
+"""Translates a client's path to the URL at an upstream, and a ``Location`` back. Pure.
 
-A ``base_url`` with a path stands for the client's ``/v1``. All other paths go to its host as they are.
+The path of ``base_url``, if it has one, replaces the client's ``/v1``. All other paths stay.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from asyncproxy.wire.credentials import masked_path
 
 __all__ = ["RawHeaders", "Target", "loggable"]
 
-# Header fields as they stood on the wire: order, spelling and repetitions kept.
+# Header fields with the order, spelling and repetitions that they had on the wire.
 RawHeaders = tuple[tuple[bytes, bytes], ...]
 
 _LOCATIONS = (b"location", b"content-location")
@@ -19,7 +19,7 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class Target:
-    """Where the requests for one upstream go. ``host`` is the operator's ``Host`` field, if any."""
+    """The origin and the base path of one upstream. ``host`` is the operator's ``Host`` field."""
 
     def __init__(self, base_url: str, host: str | None = None) -> None:
         parts = urlsplit(base_url)
@@ -30,7 +30,7 @@ class Target:
             self._own += _spellings(parts.scheme, host) + _spellings("http", host)
 
     def path(self, raw_path: str) -> str:
-        """The path and query at the upstream for those of a client, otherwise as they were sent."""
+        """The path and query at the upstream, given those of the client's request."""
         path = raw_path
         if self._base and path.startswith("/v1") and path[3:4] in ("", "/", "?"):
             path = self._base + path[3:]
@@ -39,14 +39,14 @@ class Target:
         return path
 
     def with_our_locations(self, headers: RawHeaders) -> RawHeaders:
-        """``headers``, but each ``Location`` at the upstream's own origin is a path of ours."""
+        """``headers`` with each ``Location`` at the upstream's own origin turned into a path here."""
         return tuple(
             (name, self._ours(value)) if name.lower() in _LOCATIONS else (name, value)
             for name, value in headers
         )
 
     def _ours(self, location: bytes) -> bytes:
-        """A URL at the upstream's own origin as a path of ours. All else as it is."""
+        """The path at the proxy for a URL at the upstream's own origin. Any other URL stays."""
         lowered = location.lower()
         for origin in self._own:
             if not lowered.startswith(origin) or location[len(origin) :][:1] not in _AFTER_ORIGIN:
@@ -67,7 +67,7 @@ _AFTER_ORIGIN = (b"", b"/", b"?", b"#")
 
 
 def _spellings(scheme: str, netloc: str) -> list[bytes]:
-    """An origin as a URL may begin with it, lower case: with the scheme's own port, and without."""
+    """The beginnings of URLs at an origin, lower case: with and without scheme and default port."""
     netloc = netloc.rpartition("@")[2].lower()
     port = f":{_PORTS.get(scheme, '')}"
     names = {netloc, netloc.removesuffix(port)}

@@ -1,4 +1,4 @@
-"""Where a Redis is: what a URL says of it, and connections to it, through Sentinel if it says so."""
+"""The address of a Redis: reads the URL and connects, through Sentinel if the URL names one."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ _SENTINEL_PORT: Final = 26379
 class Address:
     """A server, or the master of a Sentinel's service: ``redis+sentinel://user:pass@host:port,…/name/0``.
 
-    ``str()`` of it is for people, and without the password. Raises :class:`StartupError` for a URL that
-    names none.
+    ``str()`` gives the address without the password. Raises :class:`StartupError` for a URL that cannot
+    be used.
     """
 
     def __init__(self, url: str, *, connect_s: float) -> None:
         self._options: dict[str, Any] = {
             "socket_connect_timeout": connect_s,
-            "socket_timeout": None,  # a pipe watches over its own time, and an ear is silent for long
+            "socket_timeout": None,  # a pipeline has its own timeout, and a listener may hear nothing
             "socket_keepalive": True,
             "health_check_interval": 0,
-            "retry": Retry(NoBackoff(), 0),  # the link tries again, with all of them
+            "retry": Retry(NoBackoff(), 0),  # the ConnectionManager retries, with all connections
             "protocol": 2,
         }
         self._sentinels: list[tuple[str, int]] = []
@@ -58,10 +58,10 @@ class Address:
         return f"redis://{host}:{port}/{self._options.get('db', 0)}"
 
     async def connect(self, count: int, key: str) -> list[Connection]:
-        """So many connections to the server that has a key, with their handshake done.
+        """Open ``count`` connections to the server that has ``key``, with their handshake done.
 
-        In a cluster that is the master of its slot, whichever node the URL names. Raises what redis-py
-        does, and then leaves none open.
+        In a cluster this server is the master of the key's slot, whichever node the URL names. Raises
+        the errors of redis-py. Then no connection stays open.
         """
         options = self._options
         if self._sentinels:
@@ -111,7 +111,7 @@ class Address:
         }
 
     async def _master(self) -> tuple[str, int]:
-        """Where the master is now. The credentials of the URL are for Sentinel too, if it wants any."""
+        """The current master. Sentinel gets the credentials of the URL too, if it asks for any."""
         try:
             return await self._ask({})
         except AuthenticationError:
@@ -138,15 +138,15 @@ class Address:
 
 
 async def _must_be_master(connection: Connection) -> None:
-    """Raise :class:`ReadOnlyError` for a replica: one that was a master until a moment ago, perhaps."""
+    """Raise :class:`ReadOnlyError` for a replica: perhaps the master until a moment ago."""
     try:
         await connection.send_command("ROLE")
         role: Any = await connection.read_response(disable_decoding=True)
     except NoPermissionError:
-        return  # this user may not ask; a write will tell
+        return  # this user may not run ROLE; a write will fail on a replica
     except ResponseError as error:
         if "unknown command" in str(error):
-            return  # nor is it known to every service; a write will tell
+            return  # this service has no ROLE; a write will fail on a replica
         raise
     if role[0] != b"master":
         raise ReadOnlyError("this server is a replica")

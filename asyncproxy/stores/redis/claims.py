@@ -1,4 +1,4 @@
-"""Claims jobs for all workers of a node that wait for one: many with one question."""
+"""Claims jobs for the waiting workers of a node, many jobs with one script."""
 
 from __future__ import annotations
 
@@ -22,33 +22,36 @@ __all__ = ["Claimed", "Claimer", "Claims"]
 
 logger = logging.getLogger(__name__)
 
-# When the store did not answer a question: it says when it is back, but it need not have been away.
+# The delay after a claim without a reply. A restored connection claims at once, but the connection need
+# not have broken.
 _AGAIN_S: Final = 1.0
 
-# One answer to a claim holds no more of calls than this and one: what a node has in memory at once.
+# Bytes of calls in one reply, which one further call may pass: they are all in memory at once.
 _MOST_CALL_BYTES: Final = 8 * 1024**2
 
-# A job that a node has no key for is left to the others for so long, and fails after so many claims.
+# A job whose key a node lacks is left to the other nodes for this time. It fails after so many claims.
 _WITHOUT_KEY_S: Final = 10.0
 _CLAIMS_WITHOUT_KEY: Final = 30
 
-# What claim.lua says to a node of an earlier schema.
+# The reply of claim.lua to a node of an earlier schema.
 _ONLY_NEWER_CLAIM: Final = -2
 
 
 class Claimed(NamedTuple):
-    """What one question brought: ``due_s`` until something is due, None if nothing is known to be.
-
-    ``more``: there is more, it was only enough for one answer.
-    """
+    """The result of one claim script."""
 
     jobs: list[Claim | UnreadableCall]
     due_s: float | None
+    """Seconds until the next timer of the queue. None: there is no timer."""
     more: bool
+    """Whether there are more jobs, which did not fit into the reply."""
 
 
 class Claimer:
-    """``ask`` claims so many jobs at the most; ``give_back`` takes one that nobody waits for now."""
+    """Hands claimed jobs to waiting workers.
+
+    ``ask`` claims at most so many jobs. ``give_back`` releases a job that no worker waits for any more.
+    """
 
     def __init__(
         self,
@@ -64,13 +67,13 @@ class Claimer:
         self._timer: asyncio.TimerHandle | None = None
 
     def poke(self) -> bool:
-        """Ask again, if anybody waits for a job. False if nobody does."""
+        """Claim again, if a worker waits for a job. False if none waits."""
         if self._count():
             self._poked.set()
         return bool(self._waiting)
 
     async def next(self) -> Claim:
-        """The next job, as soon as there is one. Safe to cancel. Raises :class:`UnreadableCall`."""
+        """Wait for the next job. May be cancelled. Raises :class:`UnreadableCall`."""
         given: asyncio.Future[Claim] = asyncio.get_running_loop().create_future()
         self._waiting.append(given)
         self._poked.set()
@@ -86,7 +89,7 @@ class Claimer:
             raise
 
     async def run(self) -> NoReturn:
-        """Ask whenever there is a reason to."""
+        """Claim whenever :meth:`poke` or :meth:`next` gives a reason to."""
         while True:
             await self._poked.wait()
             self._poked.clear()
@@ -95,7 +98,7 @@ class Claimer:
                 more = await self._ask_once(count)
 
     async def _ask_once(self, count: int) -> bool:
-        """Whether to ask again at once."""
+        """Claim once. Returns whether to claim again at once."""
         self._quiet.clear()
         try:
             claimed = await self._ask(count)
@@ -115,7 +118,7 @@ class Claimer:
         return claimed.more or len(claimed.jobs) == count
 
     def _count(self) -> int:
-        """How many wait. Those who have left are forgotten."""
+        """How many workers wait. Drops those that were cancelled."""
         self._waiting = deque(given for given in self._waiting if not given.done())
         return len(self._waiting)
 
@@ -143,20 +146,20 @@ class Claimer:
         self._timer = asyncio.get_running_loop().call_later(delay_s, self.poke)
 
     async def close(self) -> None:
-        """Ask no more. What a question under way brings is given back: nobody waits for it any more."""
+        """Claim no more. The jobs of a claim under way are given back, because no worker waits."""
         if self._timer is not None:
             self._timer.cancel()
         for given in self._waiting:
             given.cancel()
         await self._quiet.wait()
-        await asyncio.sleep(0)  # the answer is handed out in the turn after it came
+        await asyncio.sleep(0)  # the jobs of a reply are handed out in the next round of the loop
 
 
 class Claims:
-    """Claims the jobs of each upstream, and gets ready what to send for them.
+    """Claims the jobs of each upstream, and opens their calls.
 
-    ``release`` gives a job back and ``max_bytes`` is what the store may take. ``may_take_over`` says
-    whether a lease that has run out may be taken over.
+    ``release`` gives a job back. ``max_bytes`` returns the limit of the store. ``may_take_over``
+    returns whether the job of a lease that has run out may be claimed.
     """
 
     def __init__(
@@ -189,20 +192,20 @@ class Claims:
         """The upstreams that this node claims for."""
 
     def __iter__(self) -> Iterator[str]:
-        """The upstreams that somebody has claimed for here."""
+        """The upstreams for which a worker of this node has claimed."""
         return iter(self._claimers)
 
     async def next(self, upstream: str) -> Claim:
-        """The next job of an upstream. Safe to cancel. Raises :class:`UnreadableCall`."""
+        """Wait for the next job of an upstream. May be cancelled. Raises :class:`UnreadableCall`."""
         return await self._claimer(upstream).next()
 
     def poke(self, upstream: str) -> bool:
-        """Ask again for the jobs of an upstream. False if nobody waits for one here."""
+        """Claim again for an upstream. False if no worker waits for a job of it here."""
         claimer = self._claimers.get(upstream)
         return claimer is not None and claimer.poke()
 
     def poke_all(self) -> None:
-        """Ask again for the jobs of all upstreams."""
+        """Claim again for all upstreams."""
         for claimer in self._claimers.values():
             claimer.poke()
 
@@ -216,7 +219,7 @@ class Claims:
             self.poke(lane.upstream)
 
     def take(self, record: bytes, claims: int, attempts: bytes) -> Job | None:
-        """A job that was claimed, held from now on. None: it cannot even be read, and is not held."""
+        """Hold a claimed job from now on, and return it. None: its record cannot be read."""
         try:
             return self._leases.take(self._records.claimed(record, claims, attempts), record)
         except Unreadable as error:
@@ -224,12 +227,12 @@ class Claims:
             return None
 
     async def settle(self) -> None:
-        """Let the questions under way end. What they bring is given back."""
+        """Wait for the claims under way. Their jobs are given back."""
         for claimer in self._claimers.values():
             await claimer.close()
 
     async def close(self) -> None:
-        """Ask no more."""
+        """Claim no more."""
         for loop in self._loops:
             loop.cancel()
         await asyncio.gather(*self._loops, return_exceptions=True)
@@ -282,9 +285,9 @@ class Claims:
         return Claimed(jobs, due_ms / 1000 if due_ms >= 0 else None, bool(more))
 
     async def _with_call(self, job: Job, sealed: bytes) -> Claim | UnreadableCall | None:
-        """A claimed job with what to send. None: it is out of reach, its lease will run out."""
+        """A claimed job with its call. None: the call cannot be fetched or opened here."""
         try:
-            if not sealed:  # it is large, and has to be fetched
+            if not sealed:  # a large call has to be fetched by itself
                 key = self._node.job_key(job.id)
                 fetched = await self._node.call("HGET", key, "c", size=LARGE + 1)
                 if fetched is None:
@@ -294,7 +297,7 @@ class Claims:
         except Unreadable:
             if job.claims >= _CLAIMS_WITHOUT_KEY:
                 return UnreadableCall(job)
-            # While keys are being rotated another node may have the one it is sealed with.
+            # While keys are rotated, another node may have the key of the call.
             logger.warning("job %s was sealed with a key that this node does not have", job.id)
             self._node.begin(self._release(job, _WITHOUT_KEY_S), "without-key")
             return None
@@ -303,7 +306,7 @@ class Claims:
             return None
 
     async def _give_back(self, claimed: Claim | UnreadableCall) -> None:
-        """Release a job that nobody here waits for any more. If that fails, its lease runs out."""
+        """Release a job that no worker here waits for any more. If that fails, its lease runs out."""
         job = claimed.job
         try:
             await self._release(job, 0.0)

@@ -1,4 +1,4 @@
-"""What ties a node to its Redis: opened in one place, opened again for ever when it breaks."""
+"""The connections of a node to Redis: opens them, and reopens them whenever they break."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["LARGE", "ConnectionManager"]
 
 logger = logging.getLogger(__name__)
 
-# Commands and replies with more bytes have a pipe of their own: the others need not wait for them.
+# Larger commands and replies have a connection of their own, so that small ones need not wait for them.
 LARGE: Final = 256 * 1024
 
 _CONNECT_S: Final = 5.0
@@ -42,7 +42,7 @@ _PING_S: Final = 5.0
 _FIRST_RETRY_S: Final = 0.05
 _LONGEST_RETRY_S: Final = 2.0
 
-# What Redis says when it cannot do just now what it does otherwise; some has no class of its own.
+# Errors of a Redis that cannot run a command now but may later. Some have no class: see _LATER_WORDS.
 _LATER: Final = (
     AskError,
     ClusterDownError,
@@ -52,17 +52,17 @@ _LATER: Final = (
     ReadOnlyError,
     TryAgainError,
 )
-# In a script, what it says of a command comes as an error of the script.
+# An error of a command within a script arrives as an error of the script.
 _LATER_WORDS: Final = ("BUSY ", "MISCONF ", "NOREPLICAS ", "can't run this command", "Script killed")
 
-# What it says when the jobs are on another server by now.
+# Errors of a server that no longer has the jobs.
 _ELSEWHERE: Final = (MovedError, ReadOnlyError)
 
 Call = Callable[..., Awaitable[Any]]
 
 
 class _Lines:
-    """Three connections that live and die together: two pipes, and the ear for what others say."""
+    """Three connections that live and die together: two for commands, and one that listens."""
 
     def __init__(self, connections: list[Connection]) -> None:
         small, large, self._ear = connections
@@ -73,12 +73,12 @@ class _Lines:
         self.listening: asyncio.Future[None] = loop.create_future()
 
     def cut(self, reason: Exception) -> None:
-        """Let them break now."""
+        """Break the connections now."""
         if not self._cut.done():
             self._cut.set_result(reason)
 
     async def run(self, channel: bytes, hear: Callable[[bytes], object]) -> Exception:
-        """Carry commands and messages until one of them breaks. What the reason was."""
+        """Run until one of the connections breaks, and return the reason."""
         parts: list[asyncio.Task[Exception]] = [
             asyncio.create_task(self.small.run()),
             asyncio.create_task(self.large.run()),
@@ -101,7 +101,7 @@ class _Lines:
     async def _listen(self, channel: bytes, hear: Callable[[bytes], object]) -> NoReturn:
         await self._ear.send_command("SUBSCRIBE", channel, check_health=False)
         while True:
-            async with asyncio.timeout(3 * _PING_S):  # a pong is due meanwhile
+            async with asyncio.timeout(3 * _PING_S):  # a pong arrives in this time
                 message: Any = await self._ear.read_response(disable_decoding=True)
             if message[0] == b"message":
                 hear(message[2])
@@ -115,10 +115,10 @@ class _Lines:
 
 
 class ConnectionManager:
-    """Sends commands, and hears what is said on ``channel``. All keys are in the slot of ``key``.
+    """Sends commands, and listens on ``channel``. All keys are in the slot of ``key``.
 
-    ``prepare`` gets to send the first commands on every new set of connections; ``restored`` hears that
-    one stands in for one that broke; ``rng`` jitters the attempts.
+    ``prepare`` sends the first commands on every new set of connections. ``hear`` gets each message.
+    ``restored`` is called when a new set replaces a broken one. ``rng`` adds jitter to the attempts.
     """
 
     def __init__(
@@ -144,7 +144,10 @@ class ConnectionManager:
 
     @asynccontextmanager
     async def opened(self) -> AsyncIterator[None]:
-        """Connected for the length of a ``with``. Raises :class:`StartupError` if that cannot be."""
+        """Stay connected for the length of a ``with``.
+
+        Raises :class:`StartupError` if the first connection fails.
+        """
         try:
             lines, running = await self._open()
         except (TimeoutError, RedisError, OSError) as error:
@@ -159,10 +162,10 @@ class ConnectionManager:
             await asyncio.gather(keeping, return_exceptions=True)
 
     async def call(self, *args: bytes | str | int, size: int = 0) -> Any:
-        """The reply to a command. ``size`` is about that of its arguments, or of it, in bytes.
+        """Send a command, and return its reply. ``size`` is about the bytes of command or reply.
 
-        Raises :class:`StoreUnavailable` or :class:`StoreFull`, and :class:`ResponseError` for what
-        Redis never should have been asked.
+        Raises :class:`StoreUnavailable` or :class:`StoreFull`, and :class:`ResponseError` for a command
+        that is wrong.
         """
         lines = self._lines
         if lines is None:
@@ -177,7 +180,7 @@ class ConnectionManager:
             raise
 
     def _translate(self, error: RedisError, lines: _Lines) -> None:
-        """Raise what an error of redis-py means to a store, if it is no mistake of ours."""
+        """Raise the proxy's own error for an error of redis-py, unless the command was wrong."""
         detail = _said(error)
         if isinstance(error, OutOfMemoryError):
             raise StoreFull(detail) from None
@@ -211,7 +214,7 @@ class ConnectionManager:
             raise
 
     async def _keep(self, running: asyncio.Task[Exception]) -> NoReturn:
-        """The one place that connects again."""
+        """Connect again whenever the connections break. No other code reconnects."""
         try:
             while True:
                 reason = await asyncio.shield(running)

@@ -1,4 +1,4 @@
-"""The claims that a node holds: renewed in time, and given up when they are lost."""
+"""The claims that a node holds: renews them in time, and drops those that are lost."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _RENEWED_AT_ONCE: Final = 500
 
 
 class Held(NamedTuple):
-    """A job as it was claimed, and its record in Redis, which may have more fields."""
+    """A claimed job, and its record in Redis, which may have more fields."""
 
     job: Job
     record: bytes
 
 
 class Leases:
-    """Claims by their jobs. ``run`` runs a script, ``lost`` hears whose claim is lost."""
+    """The claims by job id. ``run`` runs a script. ``lost`` is called when a claim is lost."""
 
     def __init__(self, run: Callable[..., Awaitable[Any]], lease_ms: int) -> None:
         self.lost: Lost = lambda _: None
@@ -30,31 +30,31 @@ class Leases:
         self._held: dict[str, Held] = {}
 
     def take(self, job: Job, record: bytes) -> Job:
-        """Hold a job that was claimed from now on."""
+        """Hold a claimed job from now on."""
         self._held[job.id] = Held(job, record)
         return job
 
     def held(self, job: Job) -> Held | None:
-        """What is held of a job, by the claim that ``job`` names."""
+        """The held job and record, if the claim of ``job`` is still held."""
         held = self._held.get(job.id)
         return held if held is not None and held.job.claims == job.claims else None
 
     def forget(self, job: Job) -> None:
-        """Hold a job no more: that claim has ended."""
+        """Stop holding a job: its claim has ended."""
         if self.held(job) is not None:
             del self._held[job.id]
 
     def drop(self, job_id: str) -> None:
-        """Hold a job no more, whatever its claim."""
+        """Stop holding a job, whatever the number of its claim."""
         self._held.pop(job_id, None)
 
     def lose(self, job_id: str) -> None:
-        """Say that a job is not this node's any more, if it was."""
+        """Stop holding a job, and report its claim as lost, if it was held."""
         if self._held.pop(job_id, None) is not None:
             self.lost(job_id)
 
     async def renew(self, upstreams: Collection[str]) -> None:
-        """Renew all of them, note that ``upstreams`` are served, and hear which claims are lost."""
+        """Renew all claims, note that ``upstreams`` are served, and drop the claims that are lost."""
         held = dict(self._held)
         pairs = list(held.items())
         for start in range(0, len(pairs) or 1, _RENEWED_AT_ONCE):
@@ -63,5 +63,5 @@ class Leases:
                 some += (job_id, claimed.job.claims)
             lost = await self._run("renew", self._lease_ms, len(upstreams), *upstreams, *some)
             for job_id in map(bytes.decode, lost):
-                if self._held.get(job_id) is held[job_id]:  # and not ended or claimed again meanwhile
+                if self._held.get(job_id) is held[job_id]:  # not ended or claimed again meanwhile
                     self.lose(job_id)

@@ -1,4 +1,4 @@
-"""This process as Redis sees it: its id, its keys, its connections, and its steps beside all jobs."""
+"""One process that uses Redis: its id, its keys, its connections, and its background steps."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ T = TypeVar("T")
 class Node:
     """Runs scripts and commands.
 
-    ``clock`` gives seconds since the epoch; without one the time is that of Redis. ``hear`` gets what
-    other nodes say, ``restored`` is called when lost connections are there again. ``rng`` jitters.
+    ``clock`` returns seconds since the epoch; without it scripts use the time of Redis. ``hear`` gets
+    the messages of other nodes. ``restored`` is called when lost connections are open again. ``rng``
+    adds jitter.
     """
 
     def __init__(
@@ -65,14 +66,14 @@ class Node:
         return f"{self.prefix}parts:{job_id}"
 
     async def run(self, script: str, *args: bytes | str | int, size: int = 0) -> Any:
-        """Run a script. ``size`` is that of its arguments, if they may be large."""
+        """Run a script. ``size`` is the size of its arguments in bytes, if they may be large."""
         time_ms = "" if self._clock is None else round(self._clock() * 1000)
         return await self._scripts.run(
             self.call, script, self.prefix, time_ms, self._id, *args, size=size
         )
 
     def begin(self, step: Coroutine[Any, Any, object], name: str) -> None:
-        """Take a step beside all others. What it cannot do is made up for later."""
+        """Run a step in the background. A failure is only logged: a later step makes up for it."""
         task = asyncio.create_task(self._quietly(step), name=f"asyncproxy-redis-{name}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -81,21 +82,21 @@ class Node:
         try:
             await step
         except StoreUnavailable as error:
-            logger.debug("%s", error.detail or error)  # the connection has said so
+            logger.debug("%s", error.detail or error)  # the connection has already logged a warning
         except Exception:
             logger.exception("an error inside the proxy, beside its jobs")
 
     async def settle(self) -> None:
-        """Wait until all steps that were begun have ended."""
+        """Wait until all background steps have ended."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Cancel the steps that were begun."""
+        """Cancel all background steps."""
         for task in self._tasks:
             task.cancel()
         await self.settle()
 
 
 async def in_thread_if_large(work: Callable[[Any], T], subject: object, size: int) -> T:
-    """Seal or open something: off the event loop if it is large."""
+    """Run ``work`` on ``subject``, in a thread if ``size`` is large. For sealing and opening."""
     return await asyncio.to_thread(work, subject) if size > LARGE else work(subject)

@@ -1,4 +1,4 @@
-"""One connection to Redis on which commands follow each other without waiting for their replies."""
+"""One pipelined connection to Redis: commands do not wait for the replies of earlier ones."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from redis.exceptions import TimeoutError as RedisTimeout
 
 __all__ = ["PipelinedConnection"]
 
-# What may be under way: beyond it, who sends waits. A command holds its arguments until its reply.
+# Limits of the commands without a reply. Beyond them a sender waits. A command holds its arguments in
+# memory until its reply.
 _MOST_COMMANDS: Final = 10_000
 _MOST_BYTES: Final = 64 * 1024**2
 
 
 class PipelinedConnection:
-    """Commands in the order in which they were sent, and their replies in the same.
+    """Sends commands, and matches replies to them by their order.
 
-    What is sent in one turn of the loop leaves in one write. ``timeout_s`` is how long Redis may be
+    The commands of one round of the loop leave in one write. ``timeout_s`` is how long Redis may be
     silent while a reply is due.
     """
 
@@ -40,7 +41,7 @@ class PipelinedConnection:
 
     @property
     def crowded(self) -> bool:
-        """Whether as much is under way as may be."""
+        """Whether the limits of commands without a reply are reached."""
         return len(self._due) >= _MOST_COMMANDS or self._due_bytes >= _MOST_BYTES
 
     async def room(self) -> None:
@@ -51,7 +52,7 @@ class PipelinedConnection:
             await made
 
     def send(self, args: tuple[Any, ...]) -> asyncio.Future[Any]:
-        """Send a command at once; its reply is to come. What went wrong is raised from the future."""
+        """Send a command at once. The future gets its reply, or the error."""
         future: asyncio.Future[Any] = self._loop.create_future()
         if self._broken is not None:
             future.set_exception(self._broken)
@@ -66,7 +67,7 @@ class PipelinedConnection:
         return future
 
     async def run(self) -> Exception:
-        """Carry commands until the connection breaks: all that is under way fails. Why it broke."""
+        """Run until the connection breaks, and return the reason. All commands under way fail then."""
         parts = [asyncio.create_task(part) for part in (self._write(), self._read(), self._watch())]
         reason: Exception = RedisConnectionError("the connection was closed")
         try:
@@ -103,7 +104,7 @@ class PipelinedConnection:
         future, size = self._due.popleft()
         self._due_bytes -= size
         self._heard_at = self._loop.time()
-        if not future.done():  # else its caller has left
+        if not future.done():  # unless the caller was cancelled
             if isinstance(reply, Exception):
                 future.set_exception(reply)
             else:

@@ -1,4 +1,4 @@
-"""Whether a Redis can be used, asked without becoming a node of it: nothing is written."""
+"""Checks whether a Redis can be used, without becoming a node: writes nothing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CONNECT_S: Final = 5.0
 
 
 class _Server:
-    """One connection, for one command after the other."""
+    """A connection that runs one command after the other."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -29,9 +29,9 @@ class _Server:
 
 
 async def probe(url: str, prefix: str, codec: Codec) -> None:
-    """Connect as a node would, and look at what is under ``prefix``. Warns as a node would.
+    """Connect as a node does, and check the data under ``prefix``. Logs the warnings of a node.
 
-    Raises :class:`StartupError` if Redis is out of reach, or holds what is not ours.
+    Raises :class:`StartupError` if Redis is out of reach, or has data of a newer schema or another key.
     """
     address, key = Address(url, connect_s=_CONNECT_S), f"{{{prefix}}}:"
     try:

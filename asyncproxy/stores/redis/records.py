@@ -1,4 +1,4 @@
-"""Jobs as they are in Redis: the fields of a hash, and the names of lanes."""
+"""The form of jobs in Redis: the fields of a hash, and the names of lanes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = [
     "with_outcome",
 ]
 
-# What a poll reads: state, claims, attempts, record, outcome, turn, expiry (scripts/common.lua).
+# The fields that a poll reads: state, claims, attempts, record, outcome, turn, expiry (lua/common.lua).
 OUTCOME: Final = "f"
 FIELDS: Final = ("s", "n", "a", "j", OUTCOME, "p", "e")
 
-# Where an outcome is that is too large to be read with all others.
+# The field of an outcome that is too large to be read with the other fields.
 LARGE_OUTCOME: Final = "F"
 
 _PENDING: Final = b"0"
@@ -35,7 +35,7 @@ _DONE: Final = b"2"
 
 
 class Records:
-    """Reads what scripts and polls bring. A ``clock``, if any, decides what has expired, not Redis."""
+    """Reads jobs from the replies of Redis. A ``clock`` decides about expiry. None: Redis does."""
 
     def __init__(self, codec: Codec, places: QueuePositions, clock: Callable[[], float] | None) -> None:
         self._codec = codec
@@ -68,17 +68,17 @@ class Records:
 
 
 def is_large(fields: Sequence[Any]) -> bool:
-    """Whether a job has an outcome that is not among its :data:`FIELDS`."""
+    """Whether the outcome of a job is not among its :data:`FIELDS`."""
     return fields[0] == _DONE and fields[4] is None
 
 
 def with_outcome(fields: Sequence[Any], outcome: bytes) -> list[Any]:
-    """The fields of a job whose outcome was read by itself."""
+    """``fields`` with an outcome that was read by itself."""
     return [*fields[:4], outcome, *fields[5:]]
 
 
 def lane_name(lane: Lane) -> str:
-    """A lane as a name: its credential, then all of it in 16 bytes, for a model may be a long text."""
+    """The name of a lane: its credential, then a hash of upstream and model, which may be long."""
     digest = blake2b(digest_size=16)
     for part in (lane.upstream.encode(), lane.model.encode()):
         digest.update(len(part).to_bytes(8, "big"))
@@ -87,5 +87,5 @@ def lane_name(lane: Lane) -> str:
 
 
 def _as_it_is(job: Job, status: JobStatus, claims: bytes | int, attempts: bytes | int) -> Job:
-    """The record is that of the last submit or release; these fields have changed since."""
+    """``job`` with the fields that may have changed since its record was written."""
     return msgspec.structs.replace(job, status=status, claims=int(claims), attempts=int(attempts))

@@ -1,4 +1,4 @@
-"""Whether what is in Redis is ours to read, and whether Redis keeps it."""
+"""Checks the schema and the key of the data in Redis, and whether Redis is configured to keep it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["SCHEMA", "check_schema", "look_after", "prepare_schema"]
 
 logger = logging.getLogger(__name__)
 
-# Raised by a version that writes what the version before cannot work with. Another field in a record is
-# no reason, if the version before can do without. In a ``Call`` it is: a fallback writes that anew.
-# 2: a node keeps the fields of a record that it does not know. Those of schema 1 drop them.
+# Raise this number if the version before cannot work with the new data. A new field of a job's record
+# is no reason, if the version before can do without it. A new field of a ``Call`` is one: a fallback
+# writes the call anew. 2: nodes keep the unknown fields of a record, which nodes of schema 1 drop.
 SCHEMA: Final = 2
 
 
@@ -30,18 +30,18 @@ class Server(Protocol):
 async def prepare_schema(
     link: Server, run: Callable[..., Awaitable[Any]], prefix: str, codec: Codec
 ) -> None:
-    """Raise the schema of what is in Redis to ours. Raises :class:`StartupError` if it is not ours.
+    """Raise the schema number in Redis to :data:`SCHEMA`.
 
-    ``run`` runs a script. Nodes of an earlier version that run go on without claiming (``SCHEMA`` in
-    the scripts).
+    ``run`` runs a script. Running nodes of an earlier version claim no more jobs (``SCHEMA`` in the
+    scripts). Raises :class:`StartupError` if the data has a newer schema or another key.
     """
     key = f"{prefix}meta"
     try:
         await link.call("HSETNX", key, "schema", SCHEMA)
         await link.call("HSETNX", key, "probe", codec.probe())
         await check_schema(link, prefix, codec)
-        # With the first of our keys, so that the older ones can be dropped one day. A newer node may
-        # have come between the two steps.
+        # The probe is written with the first key, so that the older keys can be dropped one day. A
+        # newer node may have joined between the two steps.
         if (held := await run("join", codec.probe())) > SCHEMA:
             raise _refused(prefix, str(held))
     except (RedisError, StoreUnavailable) as error:
@@ -50,7 +50,7 @@ async def prepare_schema(
 
 
 async def check_schema(link: Server, prefix: str, codec: Codec) -> None:
-    """See that what is there is ours, if there is anything. Raises :class:`StartupError`."""
+    """Raise :class:`StartupError` if the data has a newer schema or another key. No data is fine."""
     schema, probe = await link.call("HMGET", f"{prefix}meta", "schema", "probe")
     if schema is not None and (not schema.isdigit() or int(schema) > SCHEMA):
         raise _refused(prefix, schema.decode(errors="replace"))
@@ -67,7 +67,7 @@ def _refused(prefix: str, schema: str) -> StartupError:
 
 
 async def look_after(link: Server) -> None:
-    """Warn of a Redis that may lose jobs by its configuration, as far as it can be read."""
+    """Log a warning if the configuration of Redis can lose jobs, as far as it can be read."""
     found = {}
     for name in ("maxmemory", "maxmemory-policy", "appendonly"):
         try:

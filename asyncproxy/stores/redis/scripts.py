@@ -1,4 +1,4 @@
-"""The scripts by which a store changes what is in Redis: each is one atomic step."""
+"""The Lua scripts that change jobs in Redis. Each script is one atomic step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _NAMES: Final = (
 
 
 class Scripts:
-    """The scripts in the package, as Redis knows them: by the hash of their text."""
+    """The scripts of the package. Redis finds a script by the hash of its text."""
 
     def __init__(self) -> None:
         folder = files("asyncproxy.stores.redis").joinpath("lua")
@@ -30,7 +30,7 @@ class Scripts:
         self._texts: dict[str, str] = {}
         self._hashes: dict[str, str] = {}
         for name in _NAMES:
-            # A Redis without memory takes no more jobs. Everything else goes on: a job that cannot be
+            # A Redis without free memory refuses new jobs. All other steps go on: a job that cannot be
             # claimed or finished would never give its memory back.
             flags = "" if name == "create" else " flags=allow-oom"
             own = folder.joinpath(f"{name}.lua").read_text(encoding="utf-8")
@@ -38,12 +38,12 @@ class Scripts:
             self._hashes[name] = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
     async def load(self, call: Call) -> None:
-        """Make them known to a server."""
+        """Load all scripts into a server."""
         for text in self._texts.values():
             await call("SCRIPT", "LOAD", text)
 
     async def run(self, call: Call, name: str, *args: bytes | str | int, size: int = 0) -> Any:
-        """The reply of a script. A server that has forgotten it is told again."""
+        """Run a script, and return its reply. Sends the text if the server has lost the script."""
         try:
             return await call("EVALSHA", self._hashes[name], 1, *args, size=size)
         except NoScriptError:

@@ -1,7 +1,7 @@
-"""The store in Redis: many proxies serve as one, and none of them is missed.
+"""The store in Redis: many proxies serve as one, and any of them may die.
 
-Each operation is one round trip, and one script where it changes anything (``scripts/``). What a node
-keeps in memory are hints: who waits here for which job, which claims are to be renewed.
+Each operation is one round trip. An operation that changes anything is one script (``lua/``). A node
+keeps only hints in memory: the clients that wait here, and the claims to renew.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ T = TypeVar("T")
 _CONNECT_S: Final = 5.0
 _CLOSE_S: Final = 2.0
 
-# An upstream is nobody's when no node has served it for so many leases: a node with a newer
-# configuration may have submitted jobs for it, and be about to come back. It is one lease if the last
-# node to serve it was told to give it up: see orphans.lua.
+# An upstream's jobs are orphans when no node has served the upstream for so many leases: a node with a
+# newer configuration may be about to come back. After one lease, if the last node to serve the upstream
+# was told to give it up: see orphans.lua.
 _LEASES_TO_ORPHANS: Final = 4
 
 _RECHECK_AT_ONCE: Final = 100
@@ -65,10 +65,10 @@ _RECHECK_AT_ONCE: Final = 100
 class RedisStore:
     """See :class:`~asyncproxy.stores.base.Store`.
 
-    ``keys`` and ``seal_outcomes`` are those of the :class:`Codec`. All keys in Redis begin with
-    ``{prefix}:``. ``lease_s``: the jobs of a node that is silent for so long go to the others.
-    ``clock`` gives seconds since the epoch; without one the time is that of Redis, so that the clocks
-    of the nodes do not matter. ``monotonic`` paces, ``rng`` jitters.
+    ``keys`` and ``seal_outcomes`` are for the :class:`Codec`. All keys in Redis begin with
+    ``{prefix}:``. If a node is silent for ``lease_s``, other nodes take its jobs. ``clock`` returns
+    seconds since the epoch; without it scripts use the time of Redis, so the clocks of the nodes do not
+    matter. ``monotonic`` times delays, ``rng`` adds jitter.
     """
 
     survives = True
@@ -148,8 +148,8 @@ class RedisStore:
 
     async def create(self, job: Job, call: Call, alias: Alias | None = None) -> Job | Outcome | None:
         sealed = await in_thread_if_large(self._codec.seal_call, call, call.size)
-        # Whoever waits for a job here asks for it right behind, on the same connection. What is large
-        # goes another way: the question would be there first.
+        # A worker that waits here claims right after this script, on the same connection. A large call
+        # goes over another connection, so the claim would arrive before it.
         claims_next = len(sealed) <= LARGE and self._claims.poke(job.upstream)
         limits = self.limits
         reply = await self._run(
@@ -211,13 +211,13 @@ class RedisStore:
     async def pause(self, lane: Lane, delay_s: float) -> None:
         await self._run("pause", lane.upstream, lane_name(lane), math.ceil(delay_s * 1000))
         self._positions.hold_back(lane, delay_s)
-        self._claims.poke(lane.upstream)  # whoever waits has to know of its end
+        self._claims.poke(lane.upstream)  # a waiting worker needs a timer for the end of the pause
 
     async def finish(self, job: Job, outcome: Outcome) -> bool:
         data, *parts = await in_thread_if_large(self._packed, outcome, outcome.size)
         lifetime_ms = math.ceil((outcome.expires_at - (self._clock or time.time)()) * 1000)
-        # A finish whose reply was lost may have been recorded. Its repetition has the same token, and
-        # is told so; the finish of another has not.
+        # A finish whose reply was lost may have been recorded. The same finish sent again has the same
+        # token, and is told that it was recorded. The finish of another node has another token.
         sent, token = self._unsure.get(job.id, (None, ""))
         if sent is not outcome:
             token = secrets.token_hex(8)
@@ -270,7 +270,7 @@ class RedisStore:
         return [job for row in rows if (job := self._claims.take(*row)) is not None]
 
     async def wait(self, job_id: str, timeout_s: float) -> Job | Outcome | None:
-        # Here first, then in Redis: the message may come before the reply is looked at.
+        # Register here first, then in Redis: the message may arrive before the reply is read.
         with self._waiters.waiting(job_id) as woken:
             found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
@@ -305,22 +305,22 @@ class RedisStore:
         self._claims.poke_all()
 
     async def renew(self) -> None:
-        """Renew the leases of all jobs that are claimed here, and hear which are lost."""
+        """Renew the leases of all jobs that are claimed here, and drop the claims that are lost."""
         await self._leases.renew(self._claims.served)
 
     async def _found(self, job_id: str, fields: Sequence[Any]) -> Job | Outcome | None:
-        """A job from its fields, and one more where the outcome is large."""
+        """A job from its fields. A large outcome is fetched by itself."""
         if is_large(fields):
             data = await self._node.call(
                 "HGET", self._node.job_key(job_id), LARGE_OUTCOME, size=LARGE + 1
             )
             if data is None:
-                return None  # it has expired meanwhile
+                return None  # the result has expired meanwhile
             fields = with_outcome(fields, data)
         return self._records.found(job_id, fields)
 
     def _hear(self, message: bytes) -> None:
-        """What another node says: w upstream, f job, d job, l job."""
+        """Handle the message of a node: (w)ork for an upstream, a job (f)inished, (d)eleted, (l)ost."""
         what, name = message[:1], message[1:].decode()
         if what == b"w":
             if not self._claims.poke(name):
@@ -333,16 +333,16 @@ class RedisStore:
             self._leases.lose(name)
 
     async def _recheck(self, job_id: str) -> None:
-        """Look at a job for those who wait for it here, and say again that they do if it is alive."""
+        """Read a job for the clients that wait here, and register their wait again if it is live."""
         if job_id in self._waiters:
             found = await self._found(job_id, await self._run("wait", job_id))
             if not isinstance(found, Job):
                 self._waiters.wake(job_id, found)
 
     def _restored(self) -> None:
-        """Redis is back: whatever was said meanwhile was not heard."""
-        # While it was away no lease was renewed, and those of the others lapse with ours. They get the
-        # time of a lease to say that they live, or else every call under way would be made again.
+        """Catch up after an outage of Redis, whose messages were lost."""
+        # During the outage no node could renew its leases. The other nodes get the time of a lease to
+        # renew theirs. Otherwise every call under way would be made again.
         self._reconnected_at = self._monotonic()
         self._node.begin(self.renew(), "renew")
         self._claims.poke_all()

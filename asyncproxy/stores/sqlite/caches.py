@@ -1,4 +1,4 @@
-"""What the SQLite store keeps in memory of what is on disk. All of it is bounded and can be lost."""
+"""The memory caches of the SQLite store. They are bounded, and hold nothing that is not on disk."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _OUTCOME_BYTES: Final = 16 * 1024 * 1024
 _PART_BYTES: Final = 16 * 1024 * 1024
 _CALL_BYTES: Final = 16 * 1024 * 1024
 
-# What is larger than this share of a cache would push out too much else.
+# An item larger than this share of a cache (a fourth) is not kept: it would push out too many others.
 _LARGEST_SHARE: Final = 4
 
 
 class RecentCalls:
-    """Calls of jobs that were just accepted: a worker takes most of them soon."""
+    """Calls of jobs that were just accepted. A worker takes most of them soon."""
 
     def __init__(self) -> None:
         self._calls: dict[str, Call] = {}
@@ -34,7 +34,7 @@ class RecentCalls:
             self._bytes += size
 
     def take(self, job_id: str) -> Call | None:
-        """A call that is kept. It is kept no more."""
+        """Take a call out of the cache. None: it is not here."""
         call = self._calls.pop(job_id, None)
         if call is not None:
             self._bytes -= call.size
@@ -42,14 +42,14 @@ class RecentCalls:
 
 
 class ResultCache:
-    """Outcomes and their parts: polls come soon and again. Readers of one result share its parts."""
+    """Recent outcomes and their parts. Several readers of one result share its parts."""
 
     def __init__(self) -> None:
         self._outcomes: LRUCache[str, Outcome] = LRUCache(_OUTCOME_BYTES, getsizeof=_size_in_memory)
         self._parts: LRUCache[tuple[str, int], bytes] = LRUCache(_PART_BYTES, getsizeof=len)
 
     def get(self, job_id: str) -> Outcome | None:
-        """An outcome. Its parts are kept apart."""
+        """An outcome, without its parts."""
         return self._outcomes.get(job_id)
 
     def part(self, job_id: str, number: int) -> bytes | None:
@@ -62,7 +62,7 @@ class ResultCache:
             self._outcomes[outcome.id] = outcome
 
     def add_finished(self, outcome: Outcome) -> Outcome:
-        """Keep an outcome whose parts were stored just now. Returns it without them."""
+        """Keep an outcome and its parts, which are stored by now. Returns it without its parts."""
         if outcome.parts:
             for number, part in enumerate(outcome.parts):
                 self.add_part(outcome.id, number, part)
@@ -76,7 +76,7 @@ class ResultCache:
             self._parts[job_id, number] = part
 
     def drop(self, job_id: str) -> None:
-        """Forget an outcome. Its parts are asked for no more, and go by their age."""
+        """Drop an outcome. Its parts are not read any more, and leave the cache by age."""
         self._outcomes.pop(job_id, None)
 
 

@@ -1,4 +1,4 @@
-"""The file of a SQLite store: its lock, its schema, and what can be wrong with it."""
+"""The file of a SQLite store: its lock, its schema, and the checks before it is used."""
 
 from __future__ import annotations
 
@@ -32,28 +32,28 @@ logger = logging.getLogger(__name__)
 _APPLICATION_ID: Final = 0x61707278  # "aprx"
 _OLDEST_SQLITE: Final = (3, 35, 0)  # RETURNING
 
-# A file up to this size is looked through as a whole at the start; it takes a tenth of a second.
+# A file up to this size is checked for damage at the start, which takes a tenth of a second.
 _CHECKED_BYTES: Final = 64 * 1024 * 1024
 
-# Pages in the log before they are moved into the file, and bytes that the log keeps after it.
+# Pages in the log at which they are moved into the file, and bytes that the log keeps afterwards.
 _CHECKPOINT_PAGES: Final = 1024
 _LOG_BYTES: Final = 64 * 1024 * 1024
 
-# Bytes that the lock file holds, for the moment when the disk is full: SQLite cannot open a database
-# without 32 KiB for the index of its log, and a little for the file system.
+# Bytes that the lock file reserves for a full disk. SQLite cannot open a database without 32 KiB for
+# the index of its log. The rest is for the file system.
 _RESERVE_BYTES: Final = 64 * 1024
 
-# What SQLite says when the disk is full: of a write, and of that index.
+# SQLite's errors on a full disk: for a write, and for the index of the log.
 _FULL: Final = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE)
 
-# Memory for pages, in KiB: more of them are read from the file again, which the system caches.
+# KiB of cached pages of a connection. Further pages are read from the file, which the system caches.
 _CACHE_KIB: Final = 16 * 1024
 
 
 def check(path: Path, keys: Sequence[bytes]) -> None:
-    """Raise :class:`StartupError` for what a start would refuse, and change nothing.
+    """Raise :class:`StartupError` if a start would refuse the file. Changes nothing.
 
-    ``keys`` are those of the configuration; none: that of the file beside the database is used.
+    ``keys`` come from the configuration. If they are empty, the key file beside the database is used.
     """
     require(extra="sqlite")
     check_place(path)
@@ -63,7 +63,7 @@ def check(path: Path, keys: Sequence[bytes]) -> None:
         raise StartupError(f"{path} cannot be opened: {place} is not writable for this user")
     if not path.exists() or not path.stat().st_size:
         return
-    # Read without a log of our own: files that we made could be another user's, and keep the proxy out.
+    # Read without making a log: a log of this process's user could keep the proxy's user out.
     how = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True)) as connection:
@@ -74,14 +74,14 @@ def check(path: Path, keys: Sequence[bytes]) -> None:
 
 
 def check_unlocked(path: Path) -> None:
-    """Raise :class:`StartupError` if another process has a database."""
+    """Raise :class:`StartupError` if another process uses the database."""
     if path.with_name(path.name + ".lock").exists():
         with locked(path):
             pass
 
 
 def check_place(path: Path) -> None:
-    """Raise :class:`StartupError` if no database of ours is there, nor can be made."""
+    """Raise :class:`StartupError` if the path is neither a database of asyncproxy nor free for one."""
     if not path.parent.is_dir():
         raise StartupError(
             f"the folder {path.parent} of store.url does not exist. Make it, writable for this user"
@@ -105,12 +105,13 @@ def check_place(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes away from a database for the length of a ``with``.
 
-    Raises :class:`StartupError` if one has it. The lock goes with the process, however that ends. It is
-    on a file of its own: closing one descriptor of a file drops all locks that SQLite has on it.
+    Raises :class:`StartupError` if another process uses it. The lock ends with the process, however the
+    process ends. The lock is on a file of its own: closing any descriptor of the database would drop
+    all locks that SQLite has on it.
     """
     try:
         import fcntl
-    except ImportError:  # not on this platform: SQLite's own locks keep the file whole
+    except ImportError:  # not on this platform: SQLite's own locks keep the file intact
         yield
         return
     beside = path.with_name(path.name + ".lock")
@@ -133,28 +134,28 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def is_full(file: Path | int) -> bool:
-    """Whether the disk of a file (its path, or a descriptor) has no room for a start, or a job."""
+    """Whether the disk of a file (path or descriptor) has no room left for a start or a job."""
     try:
         disk = os.statvfs(file)
     except OSError:
-        return False  # it is gone: that is another matter
+        return False  # the file is gone: another error reports that
     return disk.f_bavail * disk.f_frsize < _RESERVE_BYTES
 
 
 def _reserve(descriptor: int) -> None:
-    """Keep the room that a start on a full disk needs, or give it up if the disk is full now."""
+    """Reserve the bytes that a start on a full disk needs, or free them if the disk is full now."""
     with suppress(OSError):
         if is_full(descriptor):
             os.ftruncate(descriptor, 0)
         elif os.fstat(descriptor).st_size < _RESERVE_BYTES:
-            os.pwrite(descriptor, bytes(_RESERVE_BYTES), 0)  # zeros that were written take room
+            os.pwrite(descriptor, bytes(_RESERVE_BYTES), 0)  # written zeros take space on the disk
 
 
 def guard(path: Path) -> Callable[[], None]:
-    """What raises :class:`StoreUnavailable` once a database that is open, or its log, is another file.
+    """A check that raises :class:`StoreUnavailable` once the open database or its log was replaced.
 
-    Files that were deleted can still be written to: what is written is gone when we close them. Two
-    calls of the system, about 3 µs.
+    A deleted file can still be written to while it is open, and its contents are lost at the close.
+    The check makes two system calls, about 3 µs.
     """
     files = (path, path.with_name(path.name + "-wal"))
     opened = [(found.st_dev, found.st_ino) for found in map(os.stat, files)]
@@ -166,7 +167,7 @@ def guard(path: Path) -> Callable[[], None]:
             if [(found.st_dev, found.st_ino) for found in map(os.stat, files)] == opened:
                 return
         except OSError:
-            pass  # it is not there, or cannot be seen: the same to us
+            pass  # missing or unreadable: treated like a replaced file
         message = f"{path} was deleted, moved or replaced while this proxy has it open"
         if not said:
             logger.error(
@@ -181,7 +182,7 @@ def guard(path: Path) -> Callable[[], None]:
 
 
 def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
-    """A connection to a database that was :func:`prepared`, to be used by one thread at a time."""
+    """A connection to a :func:`prepared` database, for one thread at a time."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
     connection.execute(f"PRAGMA synchronous={'FULL' if full_durability else 'NORMAL'}")
     connection.execute(f"PRAGMA cache_size=-{_CACHE_KIB}")
@@ -192,14 +193,14 @@ def connect(path: Path, *, full_durability: bool) -> sqlite3.Connection:
 
 
 def prepared(path: Path, codec: Codec) -> None:
-    """Make a database, or see that it is one of ours that can be used, and bring it to our schema.
+    """Make a database, or check an existing one and migrate it to the current schema.
 
-    Raises :class:`StartupError`, and then nothing in it has changed.
+    Raises :class:`StartupError` if the file cannot be used. Then nothing in it has changed.
     """
     if sqlite3.sqlite_version_info < _OLDEST_SQLITE:
         raise StartupError(f"SQLite is too old here: {sqlite3.sqlite_version}; 3.35 is needed")
     try:
-        # What is in it is for us alone. SQLite gives the files beside it the same mode.
+        # Only this user may read it. SQLite gives the files beside it the same mode.
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         with closing(sqlite3.connect(path, isolation_level=None)) as connection:
             schema = _check(connection, path)
@@ -208,7 +209,7 @@ def prepared(path: Path, codec: Codec) -> None:
             try:
                 _set_up(connection, path, codec, schema)
             except sqlite3.Error as error:
-                # A file of an earlier schema cannot be used before it has ours.
+                # A file of an earlier schema cannot be used before it is migrated.
                 if schema != SCHEMA or getattr(error, "sqlite_errorcode", None) not in _FULL:
                     raise
                 logger.warning("the disk of %s is full: polls are answered, and no job is taken", path)
@@ -221,23 +222,23 @@ def prepared(path: Path, codec: Codec) -> None:
 
 
 def _set_up(connection: sqlite3.Connection, path: Path, codec: Codec, schema: int) -> None:
-    """Bring a database from ``schema``, 0 for one with nothing in it, to ours."""
+    """Migrate a database from ``schema`` (0: it is empty) to the current schema."""
     if not schema:
         connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
         connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
     (mode,) = connection.execute("PRAGMA journal_mode=WAL").fetchone()
-    if mode != "wal":  # SQLite says so and goes on, where files cannot be mapped
+    if mode != "wal":  # SQLite falls back without an error where files cannot be memory-mapped
         raise StartupError(f"{path} is on a file system that SQLite cannot keep a log on")
     migrate(connection, schema)
-    # Made anew each time, for the key that is now the first.
+    # Made anew at each start, with the key that is now the first.
     connection.execute("INSERT OR REPLACE INTO meta VALUES ('probe', ?)", (codec.probe(),))
     connection.execute("COMMIT")
 
 
 def _check(connection: sqlite3.Connection, path: Path) -> int:
-    """The schema of a file: ours, an earlier one, or 0 for one with nothing in it.
+    """The schema of a file: the current one, an earlier one, or 0 for an empty file.
 
-    Raises :class:`StartupError` for one that cannot be used.
+    Raises :class:`StartupError` for a file that cannot be used.
     """
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     version: int
@@ -258,14 +259,14 @@ def _check(connection: sqlite3.Connection, path: Path) -> int:
 
 
 def _check_keys(connection: sqlite3.Connection, codec: Codec) -> None:
-    """Raise :class:`StartupError` if what is in the database was sealed with keys that are not ours."""
+    """Raise :class:`StartupError` if the database was sealed with none of the keys."""
     probe = connection.execute("SELECT value FROM meta WHERE name = 'probe'").fetchone()
     if probe is not None:
         codec.check(probe[0])
 
 
 def translate(error: sqlite3.Error) -> ApiError:
-    """SQLite's error as one of ours. Raise it ``from`` the original."""
+    """The proxy's own error for an error of SQLite. Raise it ``from`` the original."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return StoreFull(str(error))
     ours = StoreUnavailable("The store does not work just now. Try again later.", retry_after_s=5)

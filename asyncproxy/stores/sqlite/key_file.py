@@ -1,4 +1,4 @@
-"""The file beside a database that holds its key, where the configuration has none."""
+"""The key file beside a database, for a configuration without ``store.encryption_key``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 def key_of(path: Path) -> bytes:
-    """The key beside a database that was given none. Makes one for a database that does not exist yet.
+    """The key in the key file of a database. Makes the file if the database does not exist yet.
 
     Raises :class:`StartupError`.
     """
@@ -25,7 +25,10 @@ def key_of(path: Path) -> bytes:
 
 
 def key_beside(path: Path) -> bytes | None:
-    """The key that was made for a database; None if that does not exist yet."""
+    """The key in the key file of a database. None if neither file exists yet.
+
+    Raises :class:`StartupError`.
+    """
     beside = path.with_name(path.name + ".key")
     try:
         return _read_key(beside)

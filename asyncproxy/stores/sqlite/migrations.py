@@ -1,7 +1,7 @@
 """The schemas of a SQLite file, and the steps from each to the next.
 
-A step stays as it is once it was released: files that it has not been applied to exist. ``tests/data/``
-has a file of each schema, which a test opens.
+A released step never changes: there are files that it will still be applied to. ``tests/data/`` has a
+file of each schema, which a test opens.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 __all__ = ["MIGRATIONS", "SCHEMA", "migrate"]
 
 MIGRATIONS: Final = (
-    # 1. A call comes last in its row: what stands before it is read without its pages.
+    # 1. A call is the last column, so the other columns are read without the pages of the call.
     """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE jobs (
@@ -30,8 +30,8 @@ CREATE TABLE aliases (
 ) WITHOUT ROWID;
 CREATE INDEX aliases_job ON aliases (job_id);
 """,
-    # 2. Large results are in parts. Versions of schema 1 drop the fields of a record that they do not
-    # know, so they must not open a file that later versions have written to.
+    # 2. Large results are in parts. Versions with schema 1 drop unknown fields of a record, so they
+    # must not open a file that a later version has written to.
     """
 CREATE TABLE parts (result INTEGER NOT NULL, number INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE UNIQUE INDEX parts_result ON parts (result, number);
@@ -45,7 +45,7 @@ SCHEMA: Final = len(MIGRATIONS)
 def migrate(
     connection: sqlite3.Connection, schema: int, migrations: Sequence[str] = MIGRATIONS
 ) -> None:
-    """Begin a transaction, and bring a file from ``schema`` (0: it is empty) to the last one in it.
+    """Begin a transaction and apply the steps after ``schema`` (0: the file is empty) in it.
 
     The caller commits.
     """

@@ -24,12 +24,12 @@ __all__ = [
     "retire",
 ]
 
-# Rows per step of work that must not keep others waiting.
+# Rows per step of long work, so that other steps need not wait for long.
 ROWS: Final = 1000
 
 
 class Gone(NamedTuple):
-    """A result that was deleted, and its bytes."""
+    """A deleted result."""
 
     job_id: str
     size: int
@@ -39,13 +39,13 @@ class Gone(NamedTuple):
 
 
 def live_after(seq: int, on: sqlite3.Connection) -> list[tuple[int, int, bytes]]:
-    """Number, size and record of the jobs behind ``seq``, :data:`ROWS` at the most."""
+    """Row number, size and record of the jobs after row ``seq``, at most :data:`ROWS`."""
     select = "SELECT seq, size, record FROM jobs WHERE seq > ? ORDER BY seq LIMIT ?"
     return on.execute(select, (seq, ROWS)).fetchall()
 
 
 def insert(alias: Alias | None, row: tuple[Any, ...], on: sqlite3.Connection) -> None:
-    """Add a job: its number, id, size, record and sealed call."""
+    """Add a job. ``row`` is its row number, id, size, record and sealed call."""
     on.execute("INSERT INTO jobs (seq, id, size, record, call) VALUES (?, ?, ?, ?, ?)", row)
     if alias is not None:
         on.execute(
@@ -62,7 +62,7 @@ def call_of(seq: int | None, on: sqlite3.Connection) -> bytes | None:
 
 
 def alias_of(key: bytes, on: sqlite3.Connection) -> tuple[bytes, str] | None:
-    """The fingerprint and the job of a name."""
+    """The fingerprint and the job id of an alias."""
     select = "SELECT fingerprint, job_id FROM aliases WHERE key = ?"
     found: tuple[bytes, str] | None = on.execute(select, (key,)).fetchone()
     return found
@@ -72,7 +72,7 @@ def alias_of(key: bytes, on: sqlite3.Connection) -> tuple[bytes, str] | None:
 
 
 def count(on: sqlite3.Connection) -> tuple[int, int, int]:
-    """How many results there are, their bytes, and the number of the last job."""
+    """The number of results, their bytes, and the row number of the last job."""
     results: tuple[int, int] = on.execute(
         "SELECT count(*), coalesce(sum(size), 0) FROM results"
     ).fetchone()
@@ -86,9 +86,9 @@ def replace(
     packed: tuple[bytes, Iterable[bytes]],
     on: sqlite3.Connection,
 ) -> bool:
-    """Put a result in the place of a job. False: the job was deleted by a step before this one.
+    """Replace a job by its result. False: an earlier step has deleted the job.
 
-    ``result`` is its id, its expiry and its size; ``packed`` are the outcome and its parts.
+    ``result`` is the id, the expiry and the size; ``packed`` is the outcome and its parts.
     """
     if not on.execute("DELETE FROM jobs WHERE seq = ?", (seq,)).rowcount:
         return False
@@ -103,7 +103,7 @@ def replace(
 
 
 def outcome_of(job_id: str, on: sqlite3.Connection) -> tuple[bytes, float] | None:
-    """The packed outcome of a job, and when it expires."""
+    """The packed outcome of a job, and its expiry in seconds since the epoch."""
     select = "SELECT outcome, expires_at FROM results WHERE id = ?"
     found: tuple[bytes, float] | None = on.execute(select, (job_id,)).fetchone()
     return found
@@ -119,9 +119,9 @@ def part_of(job_id: str, number: int, on: sqlite3.Connection) -> bytes | None:
 
 
 def remove(seq: int | None, job_id: str, now: float, on: sqlite3.Connection) -> int | None:
-    """Delete a job. The size of the result that is gone, 0 for a live job. None: there was neither.
+    """Delete a job. Returns the size of its result, 0 for a live job, None if there is neither.
 
-    Without a ``seq`` it was no live job.
+    ``seq`` is the row number of a live job. None: the job is not live.
     """
     on.execute("DELETE FROM aliases WHERE job_id = ?", (job_id,))
     if on.execute("DELETE FROM jobs WHERE seq = ?", (seq,)).rowcount:
@@ -131,7 +131,7 @@ def remove(seq: int | None, job_id: str, now: float, on: sqlite3.Connection) -> 
 
 
 def expire(now: float, on: sqlite3.Connection) -> list[Gone]:
-    """Delete results whose time has come, :data:`ROWS` at the most."""
+    """Delete expired results, at most :data:`ROWS`."""
     oldest = "seq IN (SELECT seq FROM results WHERE expires_at <= ? ORDER BY expires_at LIMIT ?)"
     gone = _delete(oldest, (now, ROWS), on)
     on.executemany("DELETE FROM aliases WHERE job_id = ?", [(one.job_id,) for one in gone])
@@ -139,7 +139,10 @@ def expire(now: float, on: sqlite3.Connection) -> list[Gone]:
 
 
 def retire(job_id: str, until: float | None, on: sqlite3.Connection) -> bool:
-    """Drop the single-use name of a result, and the result at once or ``until``. False: it had none."""
+    """Drop the single-use alias of a result, and let the result expire at ``until``. False: no alias.
+
+    ``until`` of None deletes the result at once.
+    """
     if not on.execute("DELETE FROM aliases WHERE job_id = ? AND once", (job_id,)).rowcount:
         return False
     if until is None:

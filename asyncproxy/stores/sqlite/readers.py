@@ -1,4 +1,4 @@
-"""Reads a SQLite database off the event loop: a few threads, each with a connection of its own."""
+"""Reads a SQLite database off the event loop, in a few threads with a connection each."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Readers:
             yield
 
     async def do(self, read: Callable[[sqlite3.Connection], T]) -> T:
-        """Run ``read``. Raises :class:`StoreUnavailable` for a disk that cannot be read."""
+        """Run ``read`` in a thread. Raises :class:`StoreUnavailable` if the disk cannot be read."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._read, read)
 

@@ -1,4 +1,4 @@
-"""Unused pages of a SQLite file, given back to the file system."""
+"""Gives unused pages of a SQLite file back to the file system."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 __all__ = ["FREED_PAGES", "SPARE_PAGES", "free_pages", "give_back"]
 
-# Unused pages of 4 KiB that the file may keep, and how many are freed in one step: 10 ms.
+# Unused pages of 4 KiB that the file may keep, and pages that one step frees, in 10 ms.
 SPARE_PAGES: Final = 4096
 FREED_PAGES: Final = 1024
 
-# Of what is too much a tenth is freed in each second, so most is gone in a minute: one step more for
-# each of so many pages, up to 0.6 s of the writing thread.
+# Each second a tenth of the surplus is freed, so most of it is gone in a minute: one further step for
+# each of so many surplus pages, up to 0.6 s of the writing thread.
 _PAGES_PER_STEP: Final = 10 * FREED_PAGES
 _MOST_STEPS: Final = 64
 
@@ -22,7 +22,7 @@ Run = Callable[[Step], Awaitable[int]]
 
 
 async def give_back(write: Run, read: Run) -> None:
-    """Make the file smaller if much of it is unused. To be called about once a second.
+    """Make the file smaller if much of it is unused. Call this about once a second.
 
     ``write`` runs a step in a transaction, ``read`` runs one outside of any.
     """
@@ -34,7 +34,7 @@ async def give_back(write: Run, read: Run) -> None:
 
 
 def free_pages(on: sqlite3.Connection) -> int:
-    """Free unused pages, but for some: they are used again soon. How many were too many before."""
+    """Free some unused pages. Returns the surplus before: unused pages beyond those to keep."""
     (pages,) = on.execute("PRAGMA page_count").fetchone()
     (unused,) = on.execute("PRAGMA freelist_count").fetchone()
     surplus: int = max(0, unused - max(SPARE_PAGES, pages // 4))
@@ -45,5 +45,5 @@ def free_pages(on: sqlite3.Connection) -> int:
 
 
 def _cut_off(on: sqlite3.Connection) -> int:
-    """Move the log into the file, whose end goes only then. Nobody waits for it."""
+    """Move the log into the file, which is truncated only then. Blocks no reader or writer."""
     return len(on.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall())

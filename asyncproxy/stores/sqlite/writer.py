@@ -1,7 +1,7 @@
-"""Writes to a SQLite database: what comes in one go, or while a commit is under way, shares the next.
+"""Writes to a SQLite database. Steps that come together, or during a commit, share the next commit.
 
-A commit costs a wait for the disk, whatever is in it. So a busy store commits as often as the disk
-allows, and not once per job.
+Each commit waits for the disk once, however many steps are in it. So a busy store commits as often as
+the disk allows, and not once per job.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# What is done in a transaction. It gets what was prepared for it, if anything was, and the connection.
+# Runs in a transaction. Its arguments: the result of ``prepare``, if there is one, and the connection.
 Step = Callable[..., T]
 
-# What hears on the loop how a step has ended: its result, or its error.
+# Is called on the event loop with the result or the error of a step.
 Then = Callable[[T | Exception], None]
 
-# Steps that share a commit at the most, and bytes: those that wait for it must not wait for long, and
-# what was prepared for them is all there at once.
+# Limits of one commit: steps, so that none waits for long, and prepared bytes, which are in memory at
+# once.
 _MOST_STEPS = 1024
 _MOST_BYTES = 4 * 1024 * 1024
 
-# As long as each round of the loop brings more steps they are gathered, for so long at most. A commit
-# takes the processor as long as five jobs: one that begins with the first of many leaves a second to
-# the others.
+# While each round of the loop brings more steps, they are gathered, for this time at most. A commit
+# costs the processor time of five jobs. A commit of the first step alone would need a second commit.
 _GATHER_S = 0.005
 
 
@@ -68,7 +67,7 @@ class Writer:
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Write for the length of a ``with``. What was handed in is written when it ends."""
+        """Write for the length of a ``with``. At its end all steps that were handed in are written."""
         self._loop = asyncio.get_running_loop()
         thread = threading.Thread(target=self._work, name="asyncproxy-sqlite", daemon=True)
         thread.start()
@@ -88,15 +87,15 @@ class Writer:
         prepare: Callable[[], Any] | None = None,
         size: int = 0,
     ) -> asyncio.Future[T]:
-        """Run ``step`` in a transaction; its result, once that is on disk.
+        """Run ``step`` in a transaction. The future gets its result once the commit is on disk.
 
-        ``prepare`` runs before the transaction begins, for all steps that share it one after another:
-        to seal ten calls in a row takes half of what it takes between other things. What it makes has
-        about ``size`` bytes.
+        ``prepare`` runs before the transaction, for all steps of a commit one after the other: sealing
+        ten calls in a row takes half the time of sealing them one by one. Its result has about ``size``
+        bytes.
 
-        The future fails with ``StoreFull`` or ``StoreUnavailable``. The step has changed nothing then.
-        Cancelling the future does not stop the step. ``then`` hears of the end all the same, before
-        the future is done.
+        The future fails with ``StoreFull`` or ``StoreUnavailable``. Then the step has changed nothing.
+        Cancelling the future does not stop the step. ``then`` is called in any case, before the future
+        is done.
         """
         done: asyncio.Future[T] = self._loop.create_future()
         item = _Item(step, then, prepare, size, done)
@@ -109,7 +108,7 @@ class Writer:
         return done
 
     def _gather(self, before: int, until: float) -> None:
-        """Hand the steps over if no more have come since there were ``before``, or at ``until``."""
+        """Hand the steps over if there are no more than ``before``, or if it is ``until``."""
         now = len(self._gathered)
         if now > before and self._loop.time() < until:
             self._loop.call_soon(self._gather, now, until)
@@ -121,7 +120,7 @@ class Writer:
         self._gathered = []
 
     def _all_waiting(self) -> list[_Item] | None:
-        """All that is there for the thread, as soon as there is something; None at the end."""
+        """Wait for steps, and return all that were handed over. None at the end."""
         items = self._waiting.get()
         while items is not None and not self._waiting.empty():
             more = self._waiting.get_nowait()
@@ -138,7 +137,7 @@ class Writer:
                 self._loop.call_soon_threadsafe(_tell, share, outcomes)
 
     def _commit(self, steps: list[Step[Any]]) -> list[Any]:
-        """The result of each step, or the exception that it met."""
+        """The result of each step, or its exception."""
         connection = self._connection
         try:
             self._guard()
@@ -150,14 +149,14 @@ class Writer:
                 with contextlib.suppress(sqlite3.Error):  # the next BEGIN says it, if that is so
                     connection.execute("ROLLBACK")
             if len(steps) > 1:
-                # Each on its own: a step that cannot be done must not undo the others.
+                # Run each step alone: a step that fails must not undo the others.
                 return [outcome for step in steps for outcome in self._commit([step])]
             return [_ours(error)]
         return results
 
 
 def _shares(items: list[_Item]) -> Iterator[list[_Item]]:
-    """What shares a commit."""
+    """Groups steps into commits."""
     share: list[_Item] = []
     size = 0
     for item in items:
@@ -201,7 +200,7 @@ def _tell(items: list[_Item], outcomes: list[Any]) -> None:
                 logger.exception("what was written is not taken note of: an error inside the proxy")
                 error = ours
         if item.done.done():
-            continue  # nobody waits for it any more
+            continue  # the future was cancelled
         if error is not None:
             item.done.set_exception(error)
         else:
