@@ -1,6 +1,6 @@
 """The store on disk, for one process: what was accepted is there again after ``kill -9``.
 
-Which jobs are live, and whose turn it is, is in memory (the ledger), and read again at the start.
+Which jobs are live, and whose turn it is, is in memory (``LiveJobs``), and read again at the start.
 Requests, results and aliases are on disk: memory does not grow with them. What is answered is on disk.
 """
 
