@@ -128,7 +128,7 @@ class JobFinished(msgspec.Struct, frozen=True, gc=False):
     held_s: float = 0.0
     """The part of ``queued_s`` in which the upstream was away or limited its rate."""
     request_id: str = ""
-    """The client's text."""
+    """The client's text, or the job's id if the client sent none."""
     trace_id: str = ""
     calls: int = 0
     """Calls that were made, including those that a rate limit refused."""

@@ -1,4 +1,4 @@
-"""The state of the parts, read at a probe or a scrape. A slow store delays no response."""
+"""The state of the parts, read at a probe or a scrape. A slow store delays it by 0.8 s at most."""
 
 from __future__ import annotations
 
