@@ -83,7 +83,7 @@ class Retried(msgspec.Struct, frozen=True, gc=False):
     job_id: str
     upstream: str
     reason: str
-    """The upstream's status, if it is worth a retry, or the code of the proxy's own error."""
+    """The upstream's status, if another attempt is worth it, or the code of the proxy's own error."""
     delay_s: float
 
 
