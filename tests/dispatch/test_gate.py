@@ -322,3 +322,12 @@ def test_a_lane_that_is_known_to_be_refused_does_not_send_the_upstream_away_agai
     lab.call(200)
     lab.call(503)
     assert lab.gate.is_away, "it got through meanwhile"
+
+
+def test_a_refused_lane_that_nobody_uses_any_more_is_forgotten() -> None:
+    lab = Lab()
+    lab.call(503)
+    assert len(lab.gate) == 1
+    lab.now += 100
+    lab.gate.tidy()
+    assert len(lab.gate) == 0
