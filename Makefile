@@ -31,7 +31,8 @@ schema: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks $(ARGS)
 
-# Proxies and stores are killed at random moments; says what was lost. ARGS='--kills 200' goes on for longer.
+# Proxies, stores and the gateway are killed at random moments; says what was lost. ARGS='--kills 200' goes on for
+# longer. One outage in front of real processes: python -m tests.chaos.outages restart --away 60.
 chaos: $(VENV)/.dev
 	$(BIN)/python -m tests.chaos $(ARGS)
 

@@ -221,15 +221,13 @@ class Gate:
 
     def _away_or_failed(self, job: Job, passage: Passage, *, all_refused: bool) -> Ending:
         """What a 502 or 504 is for ``job``."""
-        was_in_flight = passage.epoch != self.outage.epoch
-        if self.is_away and not was_in_flight:
+        if self.is_away and passage.epoch == self.outage.epoch:
             return Ending.AWAY
         # A job that is refused like this while others get through breaks the upstream by itself.
         if self._taken_at > (job.held_at or passage.began_at):
             return Ending.FAILED
         # So may a job that has failed before, if the upstream goes away with its call.
-        goes = was_in_flight or all_refused
-        return Ending.FAILED if job.attempts and goes else Ending.AWAY
+        return Ending.FAILED if job.attempts and all_refused else Ending.AWAY
 
     def _taken(self, ending: Ending, passage: Passage, now: float) -> float:
         """Note that the upstream itself answered. Returns the gap before the lane's next call."""

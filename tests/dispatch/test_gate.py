@@ -170,13 +170,13 @@ def test_an_aborted_call_says_nothing() -> None:
 
 def test_a_gateway_that_shuts_down_while_it_ends_old_calls_costs_no_attempt() -> None:
     lab = Lab()
-    old = [lab.begin() for _ in range(4)]
+    old = [lab.begin(OTHER) for _ in range(5)]
     job = JOB
-    for passage in old:
+    for passage in old[:4]:
         assert lab.call(502, job)[0] is Ending.AWAY
         job = msgspec.structs.replace(JOB, held_at=lab.now)
-        lab.end(passage, 200)
-        lab.now = max(lab.now, lab.gate.outage.ask_at)
+        lab.now += 0.001
+        lab.end(passage, 200, OTHER)
 
 
 def test_a_job_that_failed_before_fails_if_the_upstream_goes_away_with_it_again() -> None:
@@ -212,7 +212,7 @@ def test_a_call_that_hangs_does_not_hide_an_outage() -> None:
     lab = Lab(concurrency=8)
     lab.begin(OTHER)
     refused = 0
-    while not lab.gate.is_away:
+    while not lab.gate.is_away and refused < 100:
         lab.call(503)
         refused += 1
     assert refused == 16, "two rounds of all workers"
@@ -322,3 +322,12 @@ def test_a_lane_that_is_known_to_be_refused_does_not_send_the_upstream_away_agai
     lab.call(200)
     lab.call(503)
     assert lab.gate.is_away, "it got through meanwhile"
+
+
+def test_a_refused_lane_that_nobody_uses_any_more_is_forgotten() -> None:
+    lab = Lab()
+    lab.call(503)
+    assert len(lab.gate) == 1
+    lab.now += 100
+    lab.gate.tidy()
+    assert len(lab.gate) == 0
