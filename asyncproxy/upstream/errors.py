@@ -45,8 +45,10 @@ def _translated(error: Exception, upstream: str) -> CallError:
         return UpstreamUnreachable(f"The upstream {upstream!r} did not take the connection in time.")
     if isinstance(error, TimeoutError):
         return UpstreamTimeout(f"The upstream {upstream!r} did not answer in time.")
-    if isinstance(error, aiohttp.ClientConnectorCertificateError | aiohttp.ClientSSLError):
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return UpstreamUnreachable(f"The upstream {upstream!r} has no certificate that we trust.")
+    if isinstance(error, aiohttp.ClientSSLError):
+        return UpstreamUnreachable(f"The TLS handshake with the upstream {upstream!r} failed.")
     if isinstance(error, aiohttp.ClientConnectorError):
         return UpstreamUnreachable(f"The upstream {upstream!r} cannot be reached.")
     if isinstance(error, aiohttp.ClientPayloadError):
