@@ -224,10 +224,7 @@ class Dispatcher:
             await self._recorder.release(job, delay_s=pool.policy.backoff_s)
             return
         passage = gate.begin(job, epoch)
-        try:
-            await self._call(claim, pool, worker, passage)
-        finally:
-            gate.leave(passage)
+        await self._call(claim, pool, worker, passage)
 
     async def _call(self, claim: Claim, pool: WorkerPool, worker: Worker, passage: Passage) -> None:
         job, gate = claim.job, pool.gate
@@ -238,6 +235,7 @@ class Dispatcher:
             )
         except BaseException as error:
             gate.end(passage, job, None, None)
+            gate.leave(passage)
             if not isinstance(error, asyncio.CancelledError):
                 raise
             if self._attempts.was_stopped(job, worker):
@@ -254,7 +252,14 @@ class Dispatcher:
             pool.recall()
         elif was_away:
             pool.notify()
-        await self._carry_out(claim, pool, attempt, ending, asked_s=asked_s, wait_s=wait_s)
+        pauses = bool(wait_s or asked_s)
+        if not pauses:
+            gate.leave(passage)
+        try:
+            await self._carry_out(claim, pool, attempt, ending, asked_s=asked_s, wait_s=wait_s)
+        finally:
+            if pauses:
+                gate.leave(passage)
 
     async def _carry_out(
         self,
