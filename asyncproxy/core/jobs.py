@@ -229,7 +229,9 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
     @property
     def sizes(self) -> tuple[int, ...]:
         """The sizes of the parts. Empty: the outcome itself holds the bytes of ``/content``."""
-        return self.part_sizes or tuple(map(len, self.parts))
+        if self.part_sizes or not self.parts:
+            return self.part_sizes
+        return tuple(map(len, self.parts))
 
     @property
     def is_spliced(self) -> bool:

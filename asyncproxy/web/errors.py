@@ -29,7 +29,7 @@ def answering_errors(
     async def answering(*args: P.args, **kwargs: P.kwargs) -> Response:
         try:
             response = await handler(*args, **kwargs)
-            if isinstance(response, WireResponse):
+            if isinstance(response, WireResponse) and response.is_streamed:
                 await response.begin()
             return response
         except ApiError as error:

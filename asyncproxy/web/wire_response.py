@@ -93,12 +93,17 @@ class WireResponse:
         """Write ``pieces`` in place of the body, ``size`` bytes in all. Each is read when it is due."""
         self._size, self._pieces = size, pieces
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the body is read in pieces as it leaves."""
+        return self._pieces is not None
+
     async def begin(self) -> None:
         """Read the first piece of what is streamed: an error that it raises can still be answered."""
-        if self._pieces is not None:
-            pieces = self._pieces()
-            first = await anext(pieces, b"")
-            self._pieces = lambda: _preceded(first, pieces)
+        assert self._pieces is not None
+        pieces = self._pieces()
+        first = await anext(pieces, b"")
+        self._pieces = lambda: _preceded(first, pieces)
 
     def force_close(self) -> None:
         """Close the connection after this response."""
