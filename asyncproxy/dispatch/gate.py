@@ -77,9 +77,7 @@ class Gate:
         self.rate_limits = RateLimits(
             ceiling=policy.concurrency, base_s=policy.backoff_s, max_s=policy.max_backoff_s
         )
-        self._max_backoff_s = policy.max_backoff_s
-        self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
-        self._attempts, self._concurrency = policy.attempts, policy.concurrency
+        self._policy = policy
         self.reason = ""  # what was seen last of an upstream that is away
         self.changes: list[Change] = []  # since somebody looked
         # When the call began that was taken and began last, in seconds since the epoch. The end of a
@@ -92,15 +90,13 @@ class Gate:
         self._refused_in_a_row = 0  # answers since a call was taken
         self._broken: dict[str, None] = {}  # jobs with one attempt left whose last call broke
         self._passed_over: set[str] = set()  # jobs that let others ask first
-        self._last_chance = ""  # the one of them that is in flight for the last time
+        self._last_chance = ""  # the broken job whose last attempt is in flight
         self._closed = False
 
     def reconfigure(self, policy: CallPolicy) -> None:
         """Go by another policy from now on. What is known of the upstream stays."""
         bounds = {"base_s": policy.backoff_s, "max_s": policy.max_backoff_s}
-        self._max_backoff_s = policy.max_backoff_s
-        self._margin_s = min(_AFTER_THE_NEXT_S, policy.max_backoff_s)
-        self._attempts, self._concurrency = policy.attempts, policy.concurrency
+        self._policy = policy
         self.outage.reconfigure(ceiling=policy.concurrency, **bounds)
         self.rate_limits.reconfigure(ceiling=policy.concurrency, **bounds)
 
@@ -108,6 +104,10 @@ class Gate:
         """How many lanes and jobs are remembered."""
         lanes = len(self.rate_limits) + len(self._refused) + len(self._suspects)
         return lanes + len(self._broken) + len(self._passed_over)
+
+    @property
+    def _margin_s(self) -> float:
+        return min(_AFTER_THE_NEXT_S, self._policy.max_backoff_s)
 
     @property
     def is_away(self) -> bool:
@@ -162,7 +162,7 @@ class Gate:
         all_refused = is_refusal and self._all_refused(passage)
         if ending is Ending.AWAY_OR_FAILED:
             ending = self._away_or_failed(job, passage, all_refused=all_refused)
-        if ending is Ending.FAILED and job.attempts + 2 == self._attempts and _broke(outcome):
+        if ending is Ending.FAILED and job.attempts + 2 == self._policy.attempts and _broke(outcome):
             self._broken[job.id] = None
             if len(self._broken) > _MOST_BROKEN:
                 del self._broken[next(iter(self._broken))]
@@ -208,7 +208,7 @@ class Gate:
         """
         for lane in self.rate_limits.tidy(self._monotonic()):
             self._allow(lane, None)
-        before = self._clock() - 2 * self._max_backoff_s
+        before = self._clock() - 2 * self._policy.max_backoff_s
         self._refused = {lane: times for lane, times in self._refused.items() if times[1] > before}
         for lane, limit in self.rate_limits.idle():
             self._allow(lane, limit)
@@ -276,7 +276,7 @@ class Gate:
         self._refused_in_a_row += 1
         busy = self.rate_limits.busy
         self._suspects = (self._suspects & busy) | {lane}
-        if self._refused_in_a_row >= _TOO_MANY_ROUNDS * self._concurrency:
+        if self._refused_in_a_row >= _TOO_MANY_ROUNDS * self._policy.concurrency:
             return True
         others = busy - self._suspects
         return self._taken_at <= passage.began_at and all(map(self._is_alone, others))
